@@ -1,0 +1,333 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Datasets on disk to `Trajectories`, and the notebook's layout back to disk.
+
+The only file that knows column names. Arrow buffers are viewed, memory-mapped, chunk
+by chunk; no number ever becomes a Python object, and chunks are never combined (32-bit
+list offsets would overflow).
+"""
+
+import os
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pyarrow as pa
+
+from dt_jax.trajectories import STD_EPSILON, Trajectories, check_lengths, check_widths
+
+STRUCT = "train"  # the notebook keeps a trajectory in one struct column of this name
+STATES, ACTIONS, REWARDS, DONES = "observations", "actions", "rewards", "dones"
+STATISTICS = ("state_mean", "state_std")
+WRITE_BYTES = 64 << 20  # trajectories are written in batches of about this size
+
+
+def load_trajectories(
+    path: str | os.PathLike | datasets.Dataset | datasets.DatasetDict,
+    *,
+    split_on_dones: bool = False,
+    discount: float = 1.0,
+) -> Trajectories:
+    """Open a dataset saved by `save_to_disk` (or one already open) without copying it.
+
+    Two layouts, a trajectory a row: the notebook's, with a struct column `train` of
+    `observations` and `actions` (lists of lists of numbers), `rewards` and `dones`, and
+    scalar columns `state_mean` and `state_std`; and HF's gym-replay layout, with the
+    same four as plain columns. Of a `DatasetDict` the split `train` is read. Rows
+    chosen by `select` or `shuffle` are honoured. float32 and float64 alike.
+
+    Args:
+      split_on_dones, discount: see `Trajectories.from_arrays`.
+
+    Raises:
+      FileNotFoundError: there is no dataset at `path`.
+      ValueError: a column is missing, of another type, or holds faulty values.
+    """
+    dataset, source = _open(path)
+    try:
+        return _read(dataset, split_on_dones=split_on_dones, discount=discount)
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from None
+
+
+def save_trajectories(path: str | os.PathLike, episodes: Iterable[Mapping]) -> None:
+    """Write episodes to `path` in the notebook's layout, streaming, all or nothing.
+
+    Args:
+      path: a folder that does not exist yet.
+      episodes: mappings with `observations`: TxS, `actions`: TxA, `rewards`: T and
+        `dones`: T; floating-point columns are written as float32. With at least S
+        episodes the columns `state_mean` and `state_std` are written too (shorter
+        columns cannot hold them, and a reader computes them).
+    """
+    path = Path(path)
+    if path.exists():
+        raise ValueError(f"{path} exists already; choose a folder that does not")
+    scratch = path.with_name(f".{path.name}.partial")
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir(parents=True)
+    bars = datasets.are_progress_bars_disabled()
+    datasets.disable_progress_bars()
+    try:
+        mean, std = _stream(scratch / "rows.arrow", episodes)
+        dataset = datasets.Dataset.from_file(str(scratch / "rows.arrow"))
+        if len(dataset) >= len(mean):
+            padding = (0, len(dataset) - len(mean))
+            columns = [np.pad(column, padding) for column in (mean, std)]
+            statistics = pa.table(columns, names=list(STATISTICS))
+            dataset = datasets.concatenate_datasets(
+                [dataset, datasets.Dataset(statistics)], axis=1
+            )
+        dataset.save_to_disk(scratch / "dataset")
+        os.replace(scratch / "dataset", path)
+    finally:
+        if not bars:
+            datasets.enable_progress_bars()
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _open(path):
+    dataset, source = path, "dataset"
+    if isinstance(path, str | os.PathLike):
+        source = f"data.path={os.fspath(path)}"
+        if not os.path.isdir(path):
+            raise FileNotFoundError(
+                f"{source}: no such folder; expected a dataset saved by save_to_disk"
+            )
+        try:
+            dataset = datasets.load_from_disk(os.fspath(path))
+        except FileNotFoundError:
+            raise FileNotFoundError(
+                f"{source}: neither dataset_dict.json nor dataset_info.json and "
+                "state.json there; expected a dataset saved by save_to_disk"
+            ) from None
+        except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
+            raise ValueError(
+                f"{source}: not a readable dataset ({_one_line(error)}); save it again "
+                "with save_to_disk"
+            ) from None
+    if isinstance(dataset, datasets.DatasetDict):
+        if "train" not in dataset:
+            raise ValueError(
+                f"{source}: found the splits {', '.join(dataset)}, expected 'train'"
+            )
+        dataset = dataset["train"]
+    return dataset, source
+
+
+def _read(dataset, *, split_on_dones, discount):
+    table = dataset.data.table
+    columns = _columns(table)
+    states, state_lengths = _matrices(columns[STATES], STATES)
+    actions, action_lengths = _matrices(columns[ACTIONS], ACTIONS)
+    rewards, reward_lengths = _vectors(columns[REWARDS], REWARDS)
+    lengths = {
+        STATES: state_lengths,
+        ACTIONS: action_lengths,
+        REWARDS: reward_lengths,
+    }
+    dones = None
+    if DONES in columns:
+        dones, lengths[DONES] = _vectors(columns[DONES], DONES)
+        dones = dones.astype(bool)
+    check_lengths(lengths)
+    starts = np.cumsum(state_lengths) - state_lengths
+    if dataset._indices is not None:
+        chosen = dataset._indices.column(0).to_numpy()
+        starts, state_lengths = starts[chosen], state_lengths[chosen]
+    mean, std = _statistics(table, states[0].shape[1])
+    return Trajectories.from_arrays(
+        states,
+        actions,
+        rewards,
+        starts=starts,
+        lengths=state_lengths,
+        dones=dones,
+        state_mean=mean,
+        state_std=std,
+        split_on_dones=split_on_dones,
+        discount=discount,
+        names=(STATES, ACTIONS, REWARDS),
+    )
+
+
+def _columns(table) -> dict[str, list[pa.Array]]:
+    """The chunks of each of our columns, from either layout; empty chunks left out."""
+    names = table.column_names
+    if STRUCT in names and pa.types.is_struct(table.schema.field(STRUCT).type):
+        chunks = [chunk for chunk in table.column(STRUCT).chunks if len(chunk)]
+        fields = [field.name for field in table.schema.field(STRUCT).type]
+        columns = {name: [c.field(name) for c in chunks] for name in fields}
+        found = f"the fields {', '.join(fields)} in column {STRUCT!r}"
+        if any(chunk.null_count for chunk in chunks):
+            raise ValueError(f"column {STRUCT!r} has empty (null) rows")
+    else:
+        columns = {
+            name: [chunk for chunk in table.column(name).chunks if len(chunk)]
+            for name in names
+        }
+        found = f"the columns {', '.join(names)}"
+    for name in (STATES, ACTIONS, REWARDS):
+        if name not in columns:
+            raise ValueError(
+                f"found {found}; expected {STATES}, {ACTIONS}, {REWARDS} (and "
+                f"{DONES}), or a struct column {STRUCT!r} of them"
+            )
+    if not columns[STATES]:
+        raise ValueError("found no rows, expected at least one trajectory")
+    return columns
+
+
+def _matrices(chunks, name):
+    """Chunks of trajectories x steps x numbers to a matrix each, and the lengths."""
+    matrices, lengths, widths = [], [], []
+    for chunk in chunks:
+        lengths_E, steps = _unnest(chunk, name)
+        widths_N, numbers = _unnest(steps, name)
+        ends_E = np.cumsum(lengths_E)
+        wrong = np.flatnonzero(widths_N != widths_N[:1])
+        if len(wrong):
+            row = sum(map(len, lengths)) + int(
+                np.searchsorted(ends_E, wrong[0], "right")
+            )
+            raise ValueError(
+                f"trajectory {row}: column {name!r} has a row of {widths_N[wrong[0]]} "
+                f"numbers among rows of {widths_N[0]}; all rows must be equally wide"
+            )
+        width = int(widths_N[0]) if len(widths_N) else 0
+        lengths.append(lengths_E)
+        widths.append(np.full(len(lengths_E), width))
+        matrices.append(_numbers(numbers, name).reshape(-1, width or 1))
+    lengths, widths = np.concatenate(lengths), np.concatenate(widths)
+    if (
+        lengths.min() > 0
+    ):  # an empty trajectory has no width; it is refused by name later
+        check_widths(name, widths)
+    return matrices, lengths
+
+
+def _vectors(chunks, name):
+    """Chunks of trajectories x numbers to one vector, and the lengths."""
+    lengths, vectors = zip(*(_unnest(chunk, name) for chunk in chunks), strict=True)
+    vectors = [_numbers(vector, name) for vector in vectors]
+    return np.concatenate(vectors), np.concatenate(lengths)
+
+
+def _unnest(array, name):
+    """Take one level of lists off; a null would shift all that follows it."""
+    if isinstance(array, pa.ExtensionArray):
+        array = array.storage
+    kind = array.type
+    if not (
+        pa.types.is_list(kind)
+        or pa.types.is_large_list(kind)
+        or pa.types.is_fixed_size_list(kind)
+    ):
+        raise ValueError(
+            f"column {name!r} holds {kind} where a list was expected "
+            "(a trajectory a row; states and actions are lists of lists of numbers)"
+        )
+    if array.null_count:
+        first = int(np.flatnonzero(array.is_null().to_numpy(zero_copy_only=False))[0])
+        raise ValueError(
+            f"column {name!r} has an empty (null) list at position {first}"
+        )
+    if pa.types.is_fixed_size_list(kind):
+        lengths = np.full(len(array), kind.list_size)
+    else:
+        lengths = np.diff(array.offsets.to_numpy())
+    return lengths.astype(np.int64), array.flatten()
+
+
+def _numbers(array, name):
+    kind = array.type
+    if pa.types.is_boolean(kind):  # bit-packed: the one kind that must be copied
+        return array.to_numpy(zero_copy_only=False)
+    if not (pa.types.is_floating(kind) or pa.types.is_integer(kind)):
+        raise ValueError(f"column {name!r} holds {kind}, expected numbers")
+    if array.null_count:
+        raise ValueError(f"column {name!r} has {array.null_count} empty (null) numbers")
+    return array.to_numpy(zero_copy_only=True)
+
+
+def _statistics(table, state_dim):
+    """The dataset's own mean and std: the first `state_dim` rows of two columns."""
+    if not set(STATISTICS) <= set(table.column_names):
+        return None, None
+    if len(table) < state_dim:
+        raise ValueError(
+            f"columns state_mean and state_std have {len(table)} rows, but states have "
+            f"{state_dim} numbers; remove the two columns to have them computed"
+        )
+    mean, std = (table.column(n)[:state_dim].to_numpy() for n in STATISTICS)
+    for name, column in zip(STATISTICS, (mean, std), strict=True):
+        if not np.isfinite(column).all():
+            raise ValueError(f"column {name!r} holds a value that is not finite")
+    if std.min() <= 0:
+        raise ValueError(
+            f"column 'state_std' holds {std.min()} for feature {std.argmin()}, "
+            "expected a positive number"
+        )
+    return mean, std
+
+
+def _stream(path, episodes):
+    """Write the struct column batch by batch; return the states' mean and std."""
+    writer, batch, batch_bytes = None, [], 0
+    count, total, squares, shift = 0, 0.0, 0.0, None
+
+    def flush():
+        nonlocal writer
+        columns = {key: [e[key] for e in batch] for key in batch[0]}
+        struct = pa.StructArray.from_arrays(
+            [_lists(column) for column in columns.values()], names=list(columns)
+        )
+        rows = pa.record_batch([struct], names=[STRUCT])
+        writer = writer or pa.ipc.new_stream(str(path), rows.schema)
+        writer.write_batch(rows)
+        batch.clear()
+
+    for episode in episodes:
+        batch.append(
+            {
+                STATES: np.asarray(episode[STATES], np.float32),
+                ACTIONS: np.asarray(episode[ACTIONS], np.float32),
+                REWARDS: np.asarray(episode[REWARDS], np.float32),
+                DONES: np.asarray(episode[DONES], bool),
+            }
+        )
+        states_TxS = batch[-1][STATES].astype(np.float64)
+        shift = states_TxS[0] if shift is None else shift
+        states_TxS -= shift  # sums of squares about a typical state keep their digits
+        count += len(states_TxS)
+        total = total + states_TxS.sum(axis=0)
+        squares = squares + np.square(states_TxS).sum(axis=0)
+        batch_bytes += sum(array.nbytes for array in batch[-1].values())
+        if batch_bytes > WRITE_BYTES:
+            flush()
+            batch_bytes = 0
+    if batch:
+        flush()
+    if writer is None:
+        raise ValueError("found no episodes to write, expected at least one")
+    writer.close()
+    mean = total / count
+    std = np.sqrt(squares / count - np.square(mean)) + STD_EPSILON
+    return (mean + shift).astype(np.float32), std.astype(np.float32)
+
+
+def _lists(arrays):
+    """Arrays of T or TxW to an Arrow list (of lists) array, without Python numbers."""
+    offsets = np.cumsum([0] + [len(array) for array in arrays], dtype=np.int32)
+    values = np.concatenate(arrays)
+    inner = pa.array(values.reshape(-1))
+    if values.ndim == 2:
+        width = values.shape[1]
+        steps = np.arange(0, values.size + 1, width, dtype=np.int32)
+        inner = pa.ListArray.from_arrays(steps, inner)
+    return pa.ListArray.from_arrays(offsets, inner)
+
+
+def _one_line(error):
+    return " ".join(str(error).split())[:200]

@@ -1,0 +1,428 @@
+# SPDX-License-Identifier: Apache-2.0
+"""All episodes of a dataset, end to end in flat arrays, validated once.
+
+Readers and callers bring arrays in (possibly memory maps, in several pieces); what
+leaves is read-only: where each trajectory starts, how long it is, its returns-to-go,
+and the statistics of the states. Nothing here copies the states or knows a file format.
+"""
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import NamedTuple
+
+import numpy as np
+import xxhash
+
+STD_EPSILON = 1e-6  # Hugging Face's collator adds it to the population std
+BLOCK_BYTES = 8 << 20  # what one thread scans at a time: small enough for the cache
+
+
+class Rows:
+    """N rows of W numbers in one or more pieces, read as if they were one NxW array."""
+
+    def __init__(self, pieces: Sequence[np.ndarray]):
+        self.pieces = tuple(pieces)
+        self.offsets = np.cumsum([0] + [len(piece) for piece in pieces])
+        self.shape = (int(self.offsets[-1]), self.pieces[0].shape[1])
+        self.nbytes = sum(piece.nbytes for piece in pieces)
+
+    def piece_of(self, rows: np.ndarray) -> np.ndarray:
+        """The index of the piece that holds each of the given rows."""
+        return np.searchsorted(self.offsets, rows, side="right") - 1
+
+    def slice(self, start: int, stop: int) -> np.ndarray:
+        """Rows start to stop, which must lie in one piece, without a copy."""
+        piece = int(self.piece_of(start))
+        offset = self.offsets[piece]
+        return self.pieces[piece][start - offset : stop - offset]
+
+    def gather(self, rows_BxK: np.ndarray) -> np.ndarray:
+        """The rows as BxKxW float32; each line of `rows_BxK` must lie in one piece."""
+        out_BxKxW = np.empty((*rows_BxK.shape, self.shape[1]), np.float32)
+        piece_B = self.piece_of(rows_BxK[:, 0])
+        for piece in np.unique(piece_B):
+            values_NxW = self.pieces[piece]
+            lines = np.flatnonzero(piece_B == piece)
+            local_BxK = rows_BxK[lines] - self.offsets[piece]
+            if len(lines) == len(out_BxKxW) and values_NxW.dtype == np.float32:
+                # 'clip' lets NumPy write into `out` without a buffer; all rows exist.
+                np.take(values_NxW, local_BxK, axis=0, out=out_BxKxW, mode="clip")
+            else:
+                out_BxKxW[lines] = values_NxW[local_BxK]
+        return out_BxKxW
+
+
+@dataclass(frozen=True, eq=False)
+class Trajectories:
+    """A validated dataset of E trajectories with N stored steps.
+
+    Attributes:
+      states: NxS and actions: NxA `Rows`, in the precision they are stored in.
+      rewards: N float32. dones: N bool, or None when the dataset has none.
+      returns_to_go: N float64, discounted as asked, unscaled; float64 so that dividing
+        by the return scale rounds once, as Hugging Face's collator does.
+      starts, lengths: E int64, where in N each trajectory lies.
+      state_mean, state_std: S float32, the dataset's own or computed.
+      state_min, state_max: S; action_min, action_max: A float64, over all steps.
+      digests: E uint64, equal for trajectories of equal content.
+    """
+
+    states: Rows
+    actions: Rows
+    rewards: np.ndarray
+    dones: np.ndarray | None
+    returns_to_go: np.ndarray
+    starts: np.ndarray
+    lengths: np.ndarray
+    state_mean: np.ndarray
+    state_std: np.ndarray
+    state_min: np.ndarray
+    state_max: np.ndarray
+    action_min: np.ndarray
+    action_max: np.ndarray
+    digests: np.ndarray
+
+    @property
+    def num_trajectories(self) -> int:
+        return len(self.lengths)
+
+    @property
+    def num_steps(self) -> int:
+        return int(self.lengths.sum())
+
+    @property
+    def state_dim(self) -> int:
+        return self.states.shape[1]
+
+    @property
+    def act_dim(self) -> int:
+        return self.actions.shape[1]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the states and actions as stored."""
+        return self.states.nbytes + self.actions.nbytes
+
+    def fingerprint(self) -> str:
+        """A digest of everything training reads: resuming compares it."""
+        digest = xxhash.xxh3_128()
+        for array in (
+            self.digests,
+            self.lengths,
+            self.state_mean,
+            self.state_std,
+            self.returns_to_go[self.starts],
+        ):
+            digest.update(np.ascontiguousarray(array))
+        return digest.hexdigest()
+
+    @classmethod
+    def from_episodes(
+        cls, episodes: Iterable[Mapping], *, split_on_dones=False, discount=1.0
+    ) -> "Trajectories":
+        """Copy a list of episodes into one store.
+
+        Args:
+          episodes: mappings with `states` (or `observations`): TxS, `actions`: TxA,
+            `rewards`: T, and optionally `dones`: T.
+          split_on_dones, discount: see `from_arrays`.
+
+        Raises:
+          ValueError: a key is missing, a shape disagrees, or a value is not finite.
+        """
+        episodes = [
+            {
+                "states" if key == "observations" else key: value
+                for key, value in e.items()
+            }
+            for e in episodes
+        ]
+        if not episodes:
+            raise ValueError("found no episodes, expected at least one")
+        names = ("states", "actions", "rewards")
+        if all("dones" in episode for episode in episodes):
+            names = (*names, "dones")
+        columns = {
+            name: [_column(e, name, number) for number, e in enumerate(episodes)]
+            for name in names
+        }
+        lengths = {
+            name: np.array([len(value) for value in column])
+            for name, column in columns.items()
+        }
+        check_lengths(lengths)
+        for name in ("states", "actions"):
+            check_widths(name, np.array([v.shape[1] for v in columns[name]]))
+        flat = {name: np.concatenate(column) for name, column in columns.items()}
+        return cls.from_arrays(
+            [flat["states"]],
+            [flat["actions"]],
+            flat["rewards"],
+            starts=np.cumsum(lengths["states"]) - lengths["states"],
+            lengths=lengths["states"],
+            dones=flat.get("dones"),
+            split_on_dones=split_on_dones,
+            discount=discount,
+        )
+
+    @classmethod
+    def from_arrays(
+        cls,
+        states: Sequence[np.ndarray],
+        actions: Sequence[np.ndarray],
+        rewards: np.ndarray,
+        *,
+        starts: np.ndarray,
+        lengths: np.ndarray,
+        dones: np.ndarray | None = None,
+        state_mean: np.ndarray | None = None,
+        state_std: np.ndarray | None = None,
+        split_on_dones: bool = False,
+        discount: float = 1.0,
+        names: tuple[str, str, str] = ("states", "actions", "rewards"),
+    ) -> "Trajectories":
+        """Take over arrays that hold the trajectories end to end, and check them.
+
+        Args:
+          states: pieces of N_ixS, actions: pieces of N_ixA, not copied; a trajectory
+            lies within one piece of each. rewards: N.
+          starts, lengths: E, where in N = sum of N_i each trajectory lies.
+          dones: N bool. state_mean, state_std: S, computed when not given.
+          split_on_dones: end a trajectory after every step whose `done` is set.
+          discount: of the returns-to-go; 1 is the notebook's plain sum.
+          names: what to call the three columns in an error.
+
+        Raises:
+          ValueError: a trajectory is empty or holds a value that is not finite.
+        """
+        if not len(lengths):
+            raise ValueError("found no trajectories, expected at least one")
+        if lengths.min() < 1:
+            raise ValueError(
+                f"trajectory {int(np.argmin(lengths))}: column {names[0]!r} has no "
+                "steps; every trajectory needs at least one"
+            )
+        if not 0.0 <= discount <= 1.0:
+            raise ValueError(f"data.discount={discount}: expected 0 to 1")
+        starts, lengths = starts.astype(np.int64), lengths.astype(np.int64)
+        if split_on_dones:
+            if dones is None:
+                raise ValueError(
+                    "data.split_on_dones=True needs a column 'dones', "
+                    "which the dataset does not have"
+                )
+            starts, lengths = _split(starts, lengths, dones)
+        states, actions = Rows(states), Rows(actions)
+        scans = [
+            _scan(rows, starts, lengths, name)
+            for rows, name in zip((states, actions), names, strict=False)
+        ]
+        bad = np.flatnonzero(~np.isfinite(rewards))
+        bad = bad[_owner(bad, starts, lengths) >= 0]
+        if len(bad):
+            trajectory = _owner(bad[:1], starts, lengths)[0]
+            raise ValueError(
+                f"trajectory {trajectory}: column {names[2]!r} holds {rewards[bad[0]]} "
+                f"at step {bad[0] - starts[trajectory]}; every value must be finite"
+            )
+        if state_mean is None:
+            state_mean, state_std = _mean_and_std(states, starts, lengths)
+        rewards_N = np.asarray(rewards, np.float32)
+        digests = _combine(
+            scans[0].digests, scans[1].digests, rewards_N, starts, lengths
+        )
+        return cls(
+            states=states,
+            actions=actions,
+            rewards=rewards_N,
+            dones=dones,
+            returns_to_go=_returns_to_go(rewards, starts, lengths, discount),
+            starts=starts,
+            lengths=lengths,
+            state_mean=np.asarray(state_mean, np.float32),
+            state_std=np.asarray(state_std, np.float32),
+            state_min=scans[0].minimum,
+            state_max=scans[0].maximum,
+            action_min=scans[1].minimum,
+            action_max=scans[1].maximum,
+            digests=digests,
+        )
+
+
+def check_lengths(lengths: Mapping[str, np.ndarray]) -> None:
+    """Raise ValueError where the columns of a trajectory are not equally long."""
+    first, *others = lengths
+    for name in others:
+        bad = np.flatnonzero(lengths[name] != lengths[first])
+        if len(bad):
+            raise ValueError(
+                f"trajectory {bad[0]}: column {name!r} has {lengths[name][bad[0]]} "
+                f"steps, but column {first!r} has {lengths[first][bad[0]]}; "
+                "the columns of a trajectory must be equally long"
+            )
+
+
+def check_widths(name: str, widths_E: np.ndarray) -> None:
+    """Raise ValueError where a trajectory's rows are not as wide as the first's."""
+    bad = np.flatnonzero(widths_E != widths_E[0])
+    if len(bad):
+        raise ValueError(
+            f"trajectory {bad[0]}: column {name!r} has rows of {widths_E[bad[0]]} "
+            f"numbers, but those of trajectory 0 have {widths_E[0]}; all rows must be "
+            "equally wide"
+        )
+
+
+def _column(episode: Mapping, name: str, number: int) -> np.ndarray:
+    if name not in episode:
+        raise ValueError(
+            f"trajectory {number}: found {', '.join(sorted(episode))}, "
+            f"expected also {name!r}"
+        )
+    value = np.asarray(episode[name])
+    if value.dtype.kind not in "fiub":
+        raise ValueError(
+            f"trajectory {number}: column {name!r} holds {value.dtype}, "
+            "expected numbers"
+        )
+    if name in ("rewards", "dones"):
+        value = value.reshape(-1)
+    elif value.ndim != 2:
+        raise ValueError(
+            f"trajectory {number}: column {name!r} has shape {value.shape}, "
+            "expected (steps, width)"
+        )
+    return value
+
+
+def _split(starts_E, lengths_E, dones_N):
+    """Cut every trajectory after each done that is not its last step."""
+    done = np.flatnonzero(dones_N)
+    first_E = np.searchsorted(done, starts_E)
+    cuts_E = np.searchsorted(done, starts_E + lengths_E - 1) - first_E
+    parent = np.repeat(np.arange(len(starts_E)), cuts_E + 1)
+    part = np.arange(len(parent)) - np.repeat(
+        np.cumsum(cuts_E + 1) - cuts_E - 1, cuts_E + 1
+    )
+    after_done = np.append(done, 0)[first_E[parent] + part - 1] + 1
+    starts = np.where(part == 0, starts_E[parent], after_done)
+    is_last = part == cuts_E[parent]
+    ends = np.where(is_last, (starts_E + lengths_E)[parent], np.roll(starts, -1))
+    return starts, ends - starts
+
+
+def _returns_to_go(rewards_N, starts_E, lengths_E, discount):
+    """R_t = r_t + discount * R_{t+1}, for all trajectories at once, from the back."""
+    returns_N = np.array(rewards_N, np.float64)
+    by_length = np.argsort(-lengths_E, kind="stable")
+    last_E = (starts_E + lengths_E - 1)[by_length]
+    # The trajectories with more than `back` steps come first in this order.
+    alive = np.searchsorted(-lengths_E[by_length], -np.arange(1, lengths_E.max()))
+    for back, count in enumerate(alive, start=1):
+        here = last_E[:count] - back
+        returns_N[here] += discount * returns_N[here + 1]
+    return returns_N
+
+
+def _owner(rows, starts_E, lengths_E):
+    """The trajectory each row belongs to, -1 for none."""
+    order = np.argsort(starts_E, kind="stable")
+    owner = order[np.searchsorted(starts_E[order], rows, side="right") - 1]
+    inside = (rows >= starts_E[owner]) & (rows < (starts_E + lengths_E)[owner])
+    return np.where(inside, owner, -1)
+
+
+class _Scan(NamedTuple):
+    minimum: np.ndarray
+    maximum: np.ndarray
+    digests: np.ndarray
+
+
+def _scan(rows, starts_E, lengths_E, name) -> _Scan:
+    """Read everything once: the range of each column, a digest of each trajectory."""
+    digests_E = np.empty(len(starts_E), np.uint64)
+
+    def scan_run(run):
+        members, start, stop = run
+        block_NxW = rows.slice(start, stop)
+        for trajectory in members:
+            offset = starts_E[trajectory] - start
+            digests_E[trajectory] = xxhash.xxh3_64_intdigest(
+                block_NxW[offset : offset + lengths_E[trajectory]]
+            )
+        return block_NxW.min(axis=0), block_NxW.max(axis=0)
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        minima, maxima = zip(
+            *pool.map(scan_run, _runs(rows, starts_E, lengths_E)), strict=True
+        )
+    # NaN survives a minimum, infinities do too: two reductions prove all finite.
+    minimum = np.min(minima, axis=0).astype(np.float64)
+    maximum = np.max(maxima, axis=0).astype(np.float64)
+    if not np.isfinite(minimum + maximum).all():
+        raise ValueError(_first_fault(rows, starts_E, lengths_E, name))
+    return _Scan(minimum, maximum, digests_E)
+
+
+def _runs(rows, starts_E, lengths_E):
+    """Trajectories that lie one behind the other, in blocks for one thread each."""
+    order = np.argsort(starts_E, kind="stable")
+    start, stop = starts_E[order], (starts_E + lengths_E)[order]
+    row_bytes = rows.nbytes // rows.shape[0]
+    block = start * row_bytes // BLOCK_BYTES
+    piece = rows.piece_of(start)
+    follows = (
+        (start[1:] == stop[:-1]) & (block[1:] == block[:-1]) & (piece[1:] == piece[:-1])
+    )
+    bounds = np.concatenate(([0], np.flatnonzero(~follows) + 1, [len(order)]))
+    for first, last in pairwise(bounds):
+        yield order[first:last], int(start[first]), int(stop[last - 1])
+
+
+def _first_fault(rows, starts_E, lengths_E, name):
+    for trajectory, (start, length) in enumerate(zip(starts_E, lengths_E, strict=True)):
+        values_TxW = rows.slice(start, start + length)
+        bad = np.argwhere(~np.isfinite(values_TxW))
+        if len(bad):
+            step, feature = bad[0]
+            return (
+                f"trajectory {trajectory}: column {name!r} holds "
+                f"{values_TxW[step, feature]} at step {step}, feature {feature}; "
+                "every value must be finite"
+            )
+    raise AssertionError("a range was not finite, but every value is")
+
+
+def _mean_and_std(rows, starts_E, lengths_E):
+    """Population mean and std + 1e-6 in one pass (Chan et al., 1979)."""
+
+    def moments(run):
+        _, start, stop = run
+        block_NxW = rows.slice(start, stop).astype(np.float64)
+        mean = block_NxW.mean(axis=0)
+        return len(block_NxW), mean, np.square(block_NxW - mean[None]).sum(axis=0)
+
+    count, mean, square = 0, 0.0, 0.0
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for n, block_mean, block_square in pool.map(
+            moments, _runs(rows, starts_E, lengths_E)
+        ):
+            delta = block_mean - mean
+            total = count + n
+            mean = mean + delta * (n / total)
+            square = square + block_square + np.square(delta) * (count * n / total)
+            count = total
+    return mean, np.sqrt(square / count) + STD_EPSILON
+
+
+def _combine(state_digests, action_digests, rewards_N, starts_E, lengths_E):
+    """One digest a trajectory, of states, actions, rewards and length."""
+    parts = np.stack([state_digests, action_digests, np.zeros_like(state_digests)], 1)
+    for trajectory, (start, length) in enumerate(zip(starts_E, lengths_E, strict=True)):
+        parts[trajectory, 2] = xxhash.xxh3_64_intdigest(
+            rewards_N[start : start + length]
+        )
+    return np.array([xxhash.xxh3_64_intdigest(line) for line in parts], np.uint64)
