@@ -1,0 +1,284 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The Decision Transformer, equal to Hugging Face's `DecisionTransformerModel`.
+
+The only file that imports Flax. In go normalised states, actions, returns-to-go,
+timesteps and the mask of a `Batch`; out come the predicted actions. Elsewhere the model
+is `apply` and a nested dict of parameters whose names are those of `hf_weights.py`.
+"""
+
+import math
+from functools import partial
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+# The names are HF's (transformers.activations.ACT2FN); those with parameters of their
+# own (prelu, xielu) have no place in the weights we exchange.
+ACTIVATIONS = {
+    "gelu": partial(jax.nn.gelu, approximate=False),
+    "gelu_10": lambda x: jnp.clip(jax.nn.gelu(x, approximate=False), -10.0, 10.0),
+    "gelu_accurate": jax.nn.gelu,
+    "gelu_fast": jax.nn.gelu,
+    "gelu_new": jax.nn.gelu,
+    "gelu_python": partial(jax.nn.gelu, approximate=False),
+    "gelu_python_tanh": jax.nn.gelu,
+    "gelu_pytorch_tanh": jax.nn.gelu,
+    "hardswish": jax.nn.hard_swish,
+    "leaky_relu": jax.nn.leaky_relu,
+    "linear": lambda x: x,
+    "mish": jax.nn.mish,
+    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
+    "relu": jax.nn.relu,
+    "relu2": lambda x: jnp.square(jax.nn.relu(x)),
+    "relu6": jax.nn.relu6,
+    "sigmoid": jax.nn.sigmoid,
+    "silu": jax.nn.silu,
+    "swish": jax.nn.silu,
+    "tanh": jnp.tanh,
+}
+
+STATE_TOKENS = slice(1, None, 3)  # s_t in (R_1, s_1, a_1, R_2, s_2, a_2, ...)
+ACTION_TOKENS = slice(2, None, 3)
+
+
+class Prediction(NamedTuple):
+    """What the heads say: BxKxA, and with `all_heads` also BxKxS and BxKx1."""
+
+    action_preds: jax.Array
+    state_preds: jax.Array | None
+    return_preds: jax.Array | None
+
+
+class DecisionTransformer(nn.Module):
+    """Decision Transformer (Chen et al., 2021, arXiv:2106.01345) as HF writes it.
+
+    The fields are those of `transformers.DecisionTransformerConfig`, with its defaults
+    (a `config.json` may leave keys out); `dtype` is what the layers compute in, the
+    parameters stay float32.
+    """
+
+    state_dim: int = 17
+    act_dim: int = 4
+    hidden_size: int = 128
+    max_ep_len: int = 4096
+    action_tanh: bool = True
+    vocab_size: int = 1
+    n_positions: int = 1024
+    n_layer: int = 3
+    n_head: int = 1
+    n_inner: int | None = None
+    activation_function: str = "relu"
+    resid_pdrop: float = 0.1
+    embd_pdrop: float = 0.1
+    attn_pdrop: float = 0.1
+    layer_norm_epsilon: float = 1e-5
+    initializer_range: float = 0.02
+    scale_attn_weights: bool = True
+    scale_attn_by_inverse_layer_idx: bool = False
+    dtype: str = "float32"
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.hidden_size % self.n_head:
+            raise ValueError(
+                f"model.hidden_size={self.hidden_size} is not a multiple of "
+                f"model.n_head={self.n_head}"
+            )
+        if self.activation_function not in ACTIVATIONS:
+            raise ValueError(
+                f"model.activation_function={self.activation_function!r} is unknown; "
+                f"expected one of {', '.join(ACTIVATIONS)}"
+            )
+        if self.dtype not in ("float32", "bfloat16", "float16"):
+            raise ValueError(
+                f"model.dtype={self.dtype!r} is unknown; "
+                "expected float32, bfloat16 or float16"
+            )
+
+    @nn.compact
+    def __call__(
+        self,
+        states: jax.Array,
+        actions: jax.Array,
+        returns_to_go: jax.Array,
+        timesteps: jax.Array,
+        attention_mask: jax.Array,
+        *,
+        deterministic: bool = True,
+        all_heads: bool = False,
+    ) -> Prediction:
+        """Predict the action at every state of a segment.
+
+        Args:
+          states: BxKxS float, normalised.
+          actions: BxKxA float; the action of a step is seen only by later steps.
+          returns_to_go: BxKx1 float, scaled.
+          timesteps: BxK int, below `max_ep_len` (beyond it the embedding is NaN).
+          attention_mask: BxK, 1 at valid steps; what stands elsewhere is ignored.
+          deterministic: False drops out, by the rng stream 'dropout'.
+          all_heads: also predict states and returns, which the loss never asks for.
+        """
+        steps_BxKx3xD = jnp.stack(
+            (
+                self._dense("embed_return", self.hidden_size)(returns_to_go),
+                self._dense("embed_state", self.hidden_size)(states),
+                self._dense("embed_action", self.hidden_size)(actions),
+            ),
+            axis=2,
+        )
+        times_BxKxD = self._table("embed_timestep", self.max_ep_len)(timesteps)
+        steps_BxKx3xD = steps_BxKx3xD + times_BxKxD[:, :, None]
+        batch_size, context_length = timesteps.shape
+        x_BxTxD = steps_BxKx3xD.reshape(batch_size, 3 * context_length, -1)
+        # Here HF keeps torch's default epsilon, whatever layer_norm_epsilon says.
+        x_BxTxD = self._layer_norm("embed_ln", epsilon=1e-5)(x_BxTxD)
+
+        # HF passes position_ids of zeros: every token gets row 0. The word embeddings
+        # are not used at all, but exist in every HF file.
+        wpe_PxD = self._table("encoder.wpe", self.n_positions).embedding
+        self._table("encoder.wte", self.vocab_size).embedding  # noqa: B018
+        x_BxTxD = x_BxTxD + wpe_PxD[None, :1].astype(self.dtype)
+        x_BxTxD = self._dropout(self.embd_pdrop, deterministic)(x_BxTxD)
+
+        causal_1xTxT = jnp.tri(3 * context_length, dtype=bool)[None]
+        valid_Bx1xT = jnp.repeat(attention_mask > 0, 3, axis=1)[:, None]
+        mask_BxTxT = causal_1xTxT & valid_Bx1xT
+        for layer in range(self.n_layer - 1):
+            x_BxTxD = self._block(
+                layer, x_BxTxD, mask_BxTxT, slice(None), deterministic
+            )
+        # What leaves the last block is read by the heads alone: without the other two,
+        # its queries and MLP are needed at the state tokens only. Exact.
+        read = slice(None) if all_heads else STATE_TOKENS
+        x_BxRxD = self._block(
+            self.n_layer - 1, x_BxTxD, mask_BxTxT, read, deterministic
+        )
+        x_BxRxD = self._layer_norm("encoder.ln_f", self.layer_norm_epsilon)(x_BxRxD)
+
+        x_BxKxD = x_BxRxD[:, STATE_TOKENS] if all_heads else x_BxRxD
+        action_preds = self._dense("predict_action.0", self.act_dim)(x_BxKxD)
+        action_preds = action_preds.astype(jnp.float32)
+        if self.action_tanh:
+            action_preds = jnp.tanh(action_preds)
+        if not all_heads:
+            return Prediction(action_preds, None, None)
+        x_BxKxD = x_BxRxD[:, ACTION_TOKENS]
+        return Prediction(
+            action_preds,
+            self._dense("predict_state", self.state_dim)(x_BxKxD).astype(jnp.float32),
+            self._dense("predict_return", 1)(x_BxKxD).astype(jnp.float32),
+        )
+
+    def _block(self, layer, x_BxTxD, mask_BxTxT, read, deterministic):
+        """One pre-norm GPT-2 block; returns the tokens `read`, BxRxD."""
+        name = f"encoder.h.{layer}"
+        residual_std = self.initializer_range / math.sqrt(2 * self.n_layer)
+        dropout = self._dropout(self.resid_pdrop, deterministic)
+
+        h_BxTxD = self._layer_norm(f"{name}.ln_1", self.layer_norm_epsilon)(x_BxTxD)
+        q_k_v_BxTx3D = self._dense(f"{name}.attn.c_attn", 3 * self.hidden_size)(h_BxTxD)
+        q_BxTxHxC, k_BxTxHxC, v_BxTxHxC = (
+            part.reshape(*part.shape[:2], self.n_head, -1)
+            for part in jnp.split(q_k_v_BxTx3D, 3, axis=-1)
+        )
+        scale = 1.0
+        if self.scale_attn_weights:
+            scale /= math.sqrt(self.hidden_size // self.n_head)
+        if self.scale_attn_by_inverse_layer_idx:
+            scale /= layer + 1
+        scores_BxHxRxT = scale * jnp.einsum(
+            "brhc,bthc->bhrt", q_BxTxHxC[:, read], k_BxTxHxC
+        )
+        scores_BxHxRxT = jnp.where(
+            mask_BxTxT[:, None, read],
+            scores_BxHxRxT.astype(jnp.float32),
+            jnp.finfo(jnp.float32).min,
+        )
+        weights_BxHxRxT = jax.nn.softmax(scores_BxHxRxT).astype(self.dtype)
+        weights_BxHxRxT = self._dropout(self.attn_pdrop, deterministic)(weights_BxHxRxT)
+        h_BxRxHxC = jnp.einsum("bhrt,bthc->brhc", weights_BxHxRxT, v_BxTxHxC)
+        h_BxRxD = h_BxRxHxC.reshape(*h_BxRxHxC.shape[:2], -1)
+        h_BxRxD = self._dense(f"{name}.attn.c_proj", self.hidden_size, residual_std)(
+            h_BxRxD
+        )
+        x_BxRxD = x_BxTxD[:, read] + dropout(h_BxRxD)
+
+        h_BxRxD = self._layer_norm(f"{name}.ln_2", self.layer_norm_epsilon)(x_BxRxD)
+        h_BxRxI = self._dense(f"{name}.mlp.c_fc", self.n_inner or 4 * self.hidden_size)(
+            h_BxRxD
+        )
+        h_BxRxI = ACTIVATIONS[self.activation_function](h_BxRxI)
+        h_BxRxD = self._dense(f"{name}.mlp.c_proj", self.hidden_size, residual_std)(
+            h_BxRxI
+        )
+        return x_BxRxD + dropout(h_BxRxD)
+
+    def _dense(self, name, features, init_std=None):
+        std = self.initializer_range if init_std is None else init_std
+        return Dense(features, std, self.dtype, name=name)
+
+    def _layer_norm(self, name, epsilon):
+        return nn.LayerNorm(
+            epsilon, self.dtype, use_fast_variance=False, name=name
+        )  # torch's two-pass variance
+
+    def _table(self, name, rows):
+        init = nn.initializers.normal(self.initializer_range)
+        return nn.Embed(
+            rows, self.hidden_size, self.dtype, embedding_init=init, name=name
+        )
+
+    def _dropout(self, rate, deterministic):
+        return nn.Dropout(rate, deterministic=deterministic)
+
+
+class Dense(nn.Module):
+    """x @ kernel + bias over the last axis, as one matrix product on a 2-D view."""
+
+    features: int
+    init_std: float
+    dtype: str
+
+    @nn.compact
+    def __call__(self, x):
+        init = nn.initializers.normal(self.init_std)
+        kernel = self.param("kernel", init, (x.shape[-1], self.features))
+        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        x, kernel, bias = (leaf.astype(self.dtype) for leaf in (x, kernel, bias))
+        y_NxO = affine(x.reshape(-1, x.shape[-1]), kernel, bias)
+        return y_NxO.reshape(*x.shape[:-1], self.features)
+
+
+@jax.custom_vjp
+def affine(x_NxI, kernel_IxO, bias_O):
+    return x_NxI @ kernel_IxO + bias_O[None]
+
+
+def _affine_forward(x_NxI, kernel_IxO, bias_O):
+    return affine(x_NxI, kernel_IxO, bias_O), (x_NxI, kernel_IxO)
+
+
+def _affine_backward(saved, dy_NxO):
+    # Without the barrier XLA on CPU computes the element-wise chain behind dy once for
+    # each of its three uses, which doubles the time of an update.
+    x_NxI, kernel_IxO = saved
+    dy_NxO = jax.lax.optimization_barrier(dy_NxO)
+    return dy_NxO @ kernel_IxO.T, x_NxI.T @ dy_NxO, dy_NxO.sum(0)
+
+
+affine.defvjp(_affine_forward, _affine_backward)
+
+
+def init_params(model: DecisionTransformer, key: jax.Array) -> dict:
+    """Draw a full parameter tree, the heads the loss never reads included."""
+    return model.init(
+        key,
+        states=jnp.zeros((1, 1, model.state_dim)),
+        actions=jnp.zeros((1, 1, model.act_dim)),
+        returns_to_go=jnp.zeros((1, 1, 1)),
+        timesteps=jnp.zeros((1, 1), jnp.int32),
+        attention_mask=jnp.ones((1, 1)),
+        all_heads=True,
+    )["params"]

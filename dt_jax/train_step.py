@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One update as a pure function, and many of them in one call over all devices.
+
+In come a `TrainState` and a `Batch` (or what `fetch` makes one of), out come the next
+state and the loss. `jax.pmap` stands in `make_train_call` and nowhere else.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from dt_jax.model import DecisionTransformer
+from dt_jax.segments import Batch, normalize
+
+DEVICES = "devices"
+
+
+class TrainState(NamedTuple):
+    """All that training changes: the number of updates made, and two trees."""
+
+    step: jax.Array
+    params: dict
+    opt_state: optax.OptState
+
+
+class Metrics(NamedTuple):
+    """Of one update: the loss over the global batch, the norm before clipping."""
+
+    loss: jax.Array
+    grad_norm: jax.Array
+
+
+def train_step(
+    state: TrainState,
+    batch: Batch,
+    *,
+    model: DecisionTransformer,
+    optimizer: optax.GradientTransformation,
+    state_mean: jax.Array,
+    state_std: jax.Array,
+    key: jax.Array,
+    axis_name: str | None = None,
+) -> tuple[TrainState, Metrics]:
+    """One update on one batch.
+
+    The loss is the mean squared error of the predicted actions over valid steps and
+    action dimensions. Under `axis_name` the batch is this device's share: sums and
+    counts are summed over the devices and then divided, so that the update is that of
+    the whole batch however unevenly the valid steps fall.
+
+    Args:
+      state_mean, state_std: S, of the states as stored.
+      key: of the run; dropout is a function of it, the step and the device.
+    """
+    key = jax.random.fold_in(key, state.step)
+    if axis_name is not None:
+        key = jax.random.fold_in(key, jax.lax.axis_index(axis_name))
+
+    def squared_error(params):
+        prediction = model.apply(
+            {"params": params},
+            states=normalize(batch.states, state_mean, state_std),
+            actions=batch.actions,
+            returns_to_go=batch.returns_to_go,
+            timesteps=batch.timesteps,
+            attention_mask=batch.attention_mask,
+            deterministic=False,
+            rngs={"dropout": key},
+        )
+        error_BxKxA = prediction.action_preds - batch.actions
+        return jnp.sum(jnp.square(error_BxKxA) * batch.attention_mask[..., None])
+
+    squares, grads = jax.value_and_grad(squared_error)(state.params)
+    count = batch.attention_mask.sum() * batch.actions.shape[-1]
+    if axis_name is not None:
+        squares, count, grads = jax.lax.psum((squares, count, grads), axis_name)
+    grads = jax.tree.map(lambda grad: grad / count, grads)
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    return (
+        TrainState(state.step + 1, params, opt_state),
+        Metrics(squares / count, optax.tree.norm(grads)),
+    )
+
+
+def init_state(params: dict, optimizer: optax.GradientTransformation) -> TrainState:
+    """The state before the first update."""
+    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+
+
+def replicate(state: TrainState) -> TrainState:
+    """Lay the state over the local devices as the train call returns it.
+
+    Otherwise the call would be compiled twice, for the first state and for its own.
+    """
+    mesh = Mesh(np.array(jax.local_devices()), (DEVICES,))
+    return jax.device_put(state, NamedSharding(mesh, PartitionSpec()))
+
+
+def make_train_call(
+    model: DecisionTransformer,
+    optimizer: optax.GradientTransformation,
+    *,
+    state_mean,
+    state_std,
+    seed: int,
+    fetch: Callable,
+) -> Callable:
+    """Compile U updates over the G local devices (and those of all other processes).
+
+    Returns:
+      call(state, store, items) -> (state, Metrics of U): the state is one plain tree,
+      replicated and donated; `items` has leading axes [G, U]; `fetch(store, item)`
+      makes the device's `Batch` of one update. A step is the same whatever U is.
+    """
+
+    def call(state, store, items):
+        def update(state, item):
+            return train_step(
+                state,
+                fetch(store, item),
+                model=model,
+                optimizer=optimizer,
+                state_mean=jnp.asarray(state_mean),
+                state_std=jnp.asarray(state_std),
+                key=jax.random.key(seed),
+                axis_name=DEVICES,
+            )
+
+        # XLA runs matrix products inside a loop of one differently (slower on CPU).
+        updates_per_call = jax.tree.leaves(items)[0].shape[0]
+        return jax.lax.scan(update, state, items, unroll=updates_per_call == 1)
+
+    return jax.pmap(
+        call,
+        axis_name=DEVICES,
+        in_axes=(None, None, 0),
+        out_axes=None,
+        donate_argnums=0,
+    )
