@@ -1,0 +1,16 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The notebook itself: its dataset, logged as often as Hugging Face's Trainer does.
+
+python main.py --config configs/notebook.py --config.data.path=data/dataset
+"""
+
+from ml_collections import ConfigDict
+
+from configs import base
+
+
+def get_config() -> ConfigDict:
+    config = base.get_config()
+    config.data.path = "data/dataset"
+    config.train.logging_steps = 500
+    return config

@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checkpoints with orbax: the train state, what belongs to it, and proof of both.
+
+In and out go trees of NumPy arrays (free of devices and hosts) and one JSON object.
+A digest for each array is kept beside it, because orbax restores a flipped byte without
+an error; a step that fails its digests is passed over for the one before.
+"""
+
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import xxhash
+from absl import logging
+
+
+class Checkpoint(NamedTuple):
+    """One restored step: {path: array} and the JSON object saved with it."""
+
+    step: int
+    arrays: dict[str, np.ndarray]
+    record: dict
+
+
+class Checkpoints:
+    """The checkpoints of one run, `<folder>/<step>/`."""
+
+    def __init__(self, folder: str | os.PathLike, save_total_limit: int | None = None):
+        """Keep the newest `save_total_limit` steps, all when None."""
+        self._folder = Path(folder).resolve()  # orbax wants it absolute
+        self._manager = ocp.CheckpointManager(
+            self._folder,
+            options=ocp.CheckpointManagerOptions(
+                max_to_keep=save_total_limit,
+                enable_async_checkpointing=True,
+                cleanup_tmp_directories=True,
+            ),
+            item_names=("state", "record"),
+        )
+
+    def save(self, step: int, tree, record: dict) -> None:
+        """Snapshot the tree now, write it behind the caller's back.
+
+        Raises what an earlier save came to grief with (a full disk, say).
+        """
+        self._manager.check_for_errors()
+        if step in self._manager.all_steps():
+            return
+        # The copy comes first: the caller's next step donates these buffers.
+        arrays = {path: np.array(leaf) for path, leaf in flatten(tree).items()}
+        digests = {path: _digest(array) for path, array in arrays.items()}
+        self._manager.save(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardSave(arrays),
+                record=ocp.args.JsonSave({**record, "digests": digests}),
+            ),
+        )
+
+    def restore(self) -> Checkpoint | None:
+        """The newest good step, None when there is no step at all.
+
+        Raises:
+          ValueError: there are steps, but none is good.
+        """
+        steps = sorted(self._manager.all_steps(), reverse=True)
+        for step in steps:
+            try:
+                return self._load(step)
+            except Exception as error:
+                fault = " ".join(str(error).split())[:200]
+                logging.warning("checkpoint %s is damaged: %s", step, fault)
+        if steps:
+            raise ValueError(
+                f"{self._folder}: none of the checkpoints {steps} is good; "
+                "delete the folder to start again, or choose another --workdir"
+            )
+        return None
+
+    def forget_after(self, step: int) -> None:
+        """Delete the steps above `step`: damaged ones that the run will make again."""
+        for later in [s for s in self._manager.all_steps() if s > step]:
+            self._manager.delete(later)
+
+    def wait(self) -> None:
+        """Until the last save is on disk; raises what it came to grief with."""
+        self._manager.wait_until_finished()
+        self._manager.check_for_errors()
+
+    def close(self) -> None:
+        self.wait()
+        self._manager.close()
+
+    def _load(self, step) -> Checkpoint:
+        restored = self._manager.restore(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardRestore(), record=ocp.args.JsonRestore()
+            ),
+        )
+        record = restored["record"]
+        digests = record.pop("digests")
+        arrays = {path: np.asarray(leaf) for path, leaf in restored["state"].items()}
+        found = {path: _digest(array) for path, array in arrays.items()}
+        wrong = [p for p in digests.keys() | found if digests.get(p) != found.get(p)]
+        if wrong:
+            raise ValueError(f"array {min(wrong)} differs from what was saved")
+        return Checkpoint(step, arrays, record)
+
+
+def flatten(tree) -> dict:
+    """{path: leaf}, the form in which trees are stored."""
+    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+    return {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
+
+
+def unflatten(tree, arrays: dict[str, np.ndarray]):
+    """The arrays in the shape of `tree`, of which only structure and shapes are read.
+
+    Raises:
+      ValueError: an array is missing, or has another shape or dtype.
+    """
+
+    def pick(path, leaf):
+        name = jax.tree_util.keystr(path)
+        found = arrays.get(name)
+        if found is None or (found.shape, found.dtype) != (leaf.shape, leaf.dtype):
+            have = "nothing" if found is None else f"{found.dtype}{list(found.shape)}"
+            raise ValueError(
+                f"checkpoint holds {have} at {name}, "
+                f"expected {leaf.dtype}{list(leaf.shape)}"
+            )
+        return found
+
+    return jax.tree.map_with_path(pick, tree)
+
+
+def _digest(array: np.ndarray) -> str:
+    header = f"{array.dtype}{array.shape}".encode()
+    return xxhash.xxh3_128_hexdigest(header + np.ascontiguousarray(array).tobytes())

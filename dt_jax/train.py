@@ -1,0 +1,305 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From the config to a trained model: wires the other files and runs the loop.
+
+The only reader of the config. A workdir holds one run: started again in it, the run
+goes on where its newest good checkpoint stands.
+"""
+
+import json
+import math
+import os
+import signal
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import jax
+from absl import logging
+from ml_collections import ConfigDict
+
+from dt_jax import report, trading
+from dt_jax.checkpoint import Checkpoints, unflatten
+from dt_jax.feed import Feed, choose_placement, memory_plan
+from dt_jax.metrics import Meter, MetricWriter, read_metrics
+from dt_jax.model import DecisionTransformer, init_params
+from dt_jax.optimizer import make_optimizer, make_schedule
+from dt_jax.readers import load_trajectories, save_trajectories
+from dt_jax.segments import SegmentSampler
+from dt_jax.train_step import TrainState, init_state, make_train_call, replicate
+
+SIMULATED_MARKET = "simulated_market"  # the embedded dataset's folder in the workdir
+
+# A run may go on with other values of these: they do not change what is learned, or
+# (the number of updates) are changed on purpose. The data is known by its fingerprint.
+FREE_KEYS = {
+    "data.path",
+    "data.placement",
+    "train.num_train_epochs",
+    "train.max_steps",
+    "train.updates_per_call",
+    "train.logging_steps",
+    "train.save_steps",
+    "train.save_total_limit",
+    "log.wandb",
+}
+
+
+def inspect(config: ConfigDict, workdir: Path) -> None:
+    """Print the data report and leave it as `data_report.json`; train nothing."""
+    run = _Run(config, workdir)
+    _report_data(run, jax.eval_shape(run.first_state))
+
+
+def train(config: ConfigDict, workdir: Path) -> None:
+    """Train, or go on training, until the run is complete.
+
+    Raises:
+      ValueError, FileNotFoundError: the config, the data or the checkpoints are at
+        fault; nothing of an existing run has been changed.
+      SystemExit: 128 + the signal's number after SIGTERM or SIGINT, the state saved.
+    """
+    run = _Run(config, workdir)
+    state = jax.jit(run.first_state)()
+    folder = workdir / "checkpoints"
+    with closing(Checkpoints(folder, config.train.save_total_limit)) as checkpoints:
+        checkpoint, meter = checkpoints.restore(), None
+        if checkpoint is not None:
+            _check_same_run(run, checkpoint.record)
+            meter = checkpoint.record["meter"]
+            if checkpoint.step >= run.total_steps:
+                print(
+                    f"{workdir}: complete at update {checkpoint.step:,}, nothing to do"
+                )
+                return
+            checkpoints.forget_after(checkpoint.step)
+            state = unflatten({"state": state}, checkpoint.arrays)["state"]
+            print(f"{workdir}: going on from update {checkpoint.step:,}")
+        feed = Feed(run.sampler, _report_data(run, state))
+        _write_json(workdir / "config.json", config.to_dict())
+        _loop(run, feed, replicate(state), run.meter(meter), checkpoints)
+
+
+class _Run:
+    """What the config says, built and checked: everything but state."""
+
+    def __init__(self, config: ConfigDict, workdir: Path):
+        self.config, self.workdir = config, workdir
+        data = config.data
+        if config.model.max_ep_len < data.max_ep_len:
+            raise ValueError(
+                f"model.max_ep_len={config.model.max_ep_len} is less than "
+                f"data.max_ep_len={data.max_ep_len}: the table has no row for the last "
+                "timesteps"
+            )
+        for key in ("updates_per_call", "save_steps", "save_total_limit"):
+            if config.train[key] < 1:
+                raise ValueError(
+                    f"train.{key}={config.train[key]}: expected at least 1"
+                )
+        self.sampler = SegmentSampler(
+            load_trajectories(
+                data.path or _simulated_market(workdir),
+                split_on_dones=data.split_on_dones,
+                discount=data.discount,
+            ),
+            batch_size=config.train.batch_size,
+            context_length=data.context_length,
+            max_ep_len=data.max_ep_len,
+            return_scale=data.return_scale,
+            weighting=data.weighting,
+            seed=config.seed,
+        )
+        self.trajectories = self.sampler.trajectories
+        self.model = DecisionTransformer(
+            state_dim=self.trajectories.state_dim,
+            act_dim=self.trajectories.act_dim,
+            **config.model,
+        )
+        self.steps_per_epoch = math.ceil(
+            self.trajectories.num_trajectories / config.train.batch_size
+        )
+        self.total_steps = (
+            config.train.max_steps
+            if config.train.max_steps > 0
+            else config.train.num_train_epochs * self.steps_per_epoch
+        )
+        optimizer = config.optimizer
+        self.schedule = make_schedule(
+            total_steps=self.total_steps,
+            learning_rate=optimizer.learning_rate,
+            warmup_ratio=optimizer.warmup_ratio,
+            lr_scheduler_type=optimizer.lr_scheduler_type,
+        )
+        self.optimizer = make_optimizer(total_steps=self.total_steps, **optimizer)
+
+    def first_state(self) -> TrainState:
+        key = jax.random.key(self.config.seed)
+        return init_state(init_params(self.model, key), self.optimizer)
+
+    def meter(self, saved: dict | None) -> Meter:
+        return Meter(
+            logging_steps=self.config.train.logging_steps,
+            total_steps=self.total_steps,
+            steps_per_epoch=self.steps_per_epoch,
+            batch_size=self.config.train.batch_size,
+            learning_rate=self.schedule,
+            saved=saved,
+        )
+
+    def calls(self, step: int):
+        """(first step, number of updates) of each call; a save ends a call."""
+        train = self.config.train
+        while step < self.total_steps:
+            to_save = train.save_steps - step % train.save_steps
+            count = min(train.updates_per_call, to_save, self.total_steps - step)
+            yield step, count
+            step += count
+
+    def saves_at(self, step: int) -> bool:
+        return step % self.config.train.save_steps == 0 or step == self.total_steps
+
+
+def _loop(run, feed, state, meter, checkpoints):
+    """Call after call; the losses of a call are looked at while the next one runs."""
+    config, workdir = run.config, run.workdir
+    call = make_train_call(
+        run.model,
+        run.optimizer,
+        state_mean=run.trajectories.state_mean,
+        state_std=run.trajectories.state_std,
+        seed=config.seed,
+        fetch=feed.fetch,
+    )
+    writer = MetricWriter(
+        workdir, step=meter.step, total_steps=run.total_steps, wandb=config.log.wandb
+    )
+
+    def look(metrics):
+        if metrics is not None:
+            for record in meter.update(*jax.device_get(metrics)):
+                writer.write(record)
+            writer.progress(meter.step)
+
+    items = feed.items(run.calls(meter.step))
+    with closing(writer), closing(items), _signals() as caught:
+        running = None
+        for item in items:
+            state, metrics = call(state, feed.store, item)
+            look(running)
+            running = metrics
+            reached = meter.step + len(metrics.loss)
+            if not (caught or run.saves_at(reached)):
+                continue
+            look(running)
+            running = None
+            checkpoints.save(
+                reached,
+                {"state": state, "statistics": _statistics(run)},
+                {
+                    "config": config.to_dict(),
+                    "fingerprint": run.trajectories.fingerprint(),
+                    "meter": meter.state(),
+                },
+            )
+            if caught:
+                raise SystemExit(128 + caught[0])
+    checkpoints.wait()
+    _conclude(run, meter, state)
+
+
+def _report_data(run, state) -> str:
+    """Print and save the data report; returns where the store will lie."""
+    state_bytes = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
+    plan = memory_plan(run.sampler, run.config.train.updates_per_call, state_bytes)
+    placement, reason = choose_placement(run.config.data.placement, plan)
+    if jax.process_index() == 0:
+        facts = report.data_report(
+            run.sampler,
+            action_tanh=run.config.model.action_tanh,
+            placement=f"{placement} ({reason})",
+            plan=plan,
+        )
+        print(report.describe(facts), flush=True)
+        _write_json(run.workdir / "data_report.json", facts)
+    return placement
+
+
+def _check_same_run(run, record) -> None:
+    """Refuse to go on with other data, or with a config that means another run."""
+    before, now = _flat(record["config"]), _flat(run.config.to_dict())
+    for key in sorted((before.keys() | now) - FREE_KEYS):
+        if before.get(key) != now.get(key):
+            raise ValueError(
+                f"{run.workdir} holds a run with {key}={before.get(key)}, but now "
+                f"{key}={now.get(key)}; choose another --workdir for a new run"
+            )
+    fingerprint = run.trajectories.fingerprint()
+    if record["fingerprint"] != fingerprint:
+        raise ValueError(
+            f"{run.workdir} holds a run on data of fingerprint "
+            f"{record['fingerprint']}, but data.path={run.config.data.path!r} has {fingerprint}; "
+            "choose another --workdir for a new run"
+        )
+
+
+def _conclude(run, meter, state) -> None:
+    """Leave the summary and the picture, and say where everything lies."""
+    if jax.process_index():
+        return
+    workdir = run.workdir
+    records = read_metrics(workdir / "metrics.jsonl")
+    num_parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    summary = {**meter.summary(), "num_parameters": num_parameters}
+    (workdir / "report").mkdir(exist_ok=True)
+    report.draw_loss(workdir / "report" / "loss.png", records)
+    _write_json(workdir / "summary.json", summary)
+    print(report.describe_run(workdir, summary, records[-1]["loss"]))
+
+
+def _statistics(run):
+    """What acting needs of the data: kept with the weights."""
+    return {"mean": run.trajectories.state_mean, "std": run.trajectories.state_std}
+
+
+def _simulated_market(workdir: Path) -> Path:
+    """The embedded dataset, made the first time it is asked for."""
+    path = workdir / SIMULATED_MARKET
+    if not path.exists():
+        print(f"no data.path: simulating a market in {path}", flush=True)
+        save_trajectories(path, trading.simulated_episodes())
+    return path
+
+
+@contextmanager
+def _signals():
+    """Collect SIGTERM and SIGINT instead of dying; a second one ends at once."""
+    caught = []
+
+    def note(number, _):
+        if caught:
+            os._exit(128 + number)
+        caught.append(number)
+        logging.warning("signal %d: saving after this call", number)
+
+    before = {s: signal.signal(s, note) for s in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield caught
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _flat(tree: dict, prefix: str = "") -> dict:
+    flat = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def _write_json(path: Path, value) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_suffix(".partial")
+    scratch.write_text(json.dumps(value, indent=2) + "\n")
+    os.replace(scratch, path)

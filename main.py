@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Train a Decision Transformer.
+
+    python main.py --config configs/base.py [--workdir DIR] [--mode train|inspect]
+        [--config.section.key=value ...]
+
+Flags, and the hand-over to the mode; everything else can be imported from dt_jax.
+"""
+
+import sys
+from pathlib import Path
+
+from absl import flags
+from ml_collections import config_flags
+
+CONFIG = config_flags.DEFINE_config_file("config", help_string="A file of configs/.")
+WORKDIR = flags.DEFINE_string(
+    "workdir", None, "The folder of the run; by default runs/<name of the config>."
+)
+MODE = flags.DEFINE_enum(
+    "mode", "train", ["train", "inspect"], "train, or only report on the data."
+)
+
+
+def main(argv: list[str]) -> int:
+    """Returns the exit status: 2 when the user's input was wrong, told in one line."""
+    try:
+        rest = flags.FLAGS(argv)[1:]
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as e:
+        return _refuse(f"{e}; see python main.py --help and configs/base.py")
+    if rest:
+        return _refuse(f"found {' '.join(rest)}, expected only --flags")
+    if CONFIG.value is None:
+        return _refuse("no --config given, expected for example configs/base.py")
+    name = Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
+    workdir = Path(WORKDIR.value or Path("runs") / name)
+
+    # JAX takes a second to import: a mistyped flag is told before.
+    from dt_jax import train
+
+    try:
+        {"train": train.train, "inspect": train.inspect}[MODE.value](
+            CONFIG.value, workdir
+        )
+    except (ValueError, FileNotFoundError) as error:
+        return _refuse(error)
+    return 0
+
+
+def _refuse(error) -> int:
+    print("error:", " ".join(str(error).split()), file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))
