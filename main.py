@@ -26,14 +26,20 @@ def main(argv: list[str]) -> int:
     """Returns the exit status: 2 when the user's input was wrong, told in one line."""
     try:
         rest = flags.FLAGS(argv)[1:]
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as e:
-        return _refuse(f"{e}; see python main.py --help and configs/base.py")
+    except (AttributeError, KeyError) as error:  # ml_collections' for an unknown key
+        key = str(error).strip("\"'")
+        flag = " ".join(arg for arg in argv if f".{key}" in arg.split("=")[0])
+        return _refuse(f"{flag}: no such key; configs/base.py has them all")
+    except (flags.Error, TypeError, ValueError) as error:
+        return _refuse(f"{error}; see python main.py --help and configs/base.py")
     if rest:
         return _refuse(f"found {' '.join(rest)}, expected only --flags")
     if CONFIG.value is None:
         return _refuse("no --config given, expected for example configs/base.py")
-    name = Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
-    workdir = Path(WORKDIR.value or Path("runs") / name)
+    file = Path(config_flags.get_config_filename(flags.FLAGS["config"]))
+    if not file.is_file():
+        return _refuse(f"--config={file}: no such file, expected e.g. configs/base.py")
+    workdir = Path(WORKDIR.value or Path("runs") / file.stem)
 
     # JAX takes a second to import: a mistyped flag is told before.
     from dt_jax import train
