@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Train a Decision Transformer.
 
-    python main.py --config configs/base.py [--workdir DIR] [--mode train|inspect]
-        [--config.section.key=value ...]
+    python main.py --config configs/base.py [--workdir DIR]
+        [--mode train|inspect|export] [--config.section.key=value ...]
 
 Flags, and the hand-over to the mode; everything else can be imported from dt_jax.
 """
@@ -18,7 +18,10 @@ WORKDIR = flags.DEFINE_string(
     "workdir", None, "The folder of the run; by default runs/<name of the config>."
 )
 MODE = flags.DEFINE_enum(
-    "mode", "train", ["train", "inspect"], "train, or only report on the data."
+    "mode",
+    "train",
+    ["train", "inspect", "export"],
+    "train; only report on the data; or write the trained weights for Hugging Face.",
 )
 
 
@@ -45,9 +48,7 @@ def main(argv: list[str]) -> int:
     from dt_jax import train
 
     try:
-        {"train": train.train, "inspect": train.inspect}[MODE.value](
-            CONFIG.value, workdir
-        )
+        getattr(train, MODE.value)(CONFIG.value, workdir)
     except (ValueError, FileNotFoundError) as error:
         return _refuse(error)
     return 0

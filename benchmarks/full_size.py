@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Open a dataset of the notebook's size: how long, and how much memory.
 
-    python benchmarks/full_size.py [FOLDER] [--trajectories 4999]
+    python -m benchmarks.full_size [FOLDER] [--trajectories 4999]
 
 Writes the dataset to FOLDER first when there is none (4,999 x 100 x (3941 + 394)
 float32, 8.7 GB in 18 shards; it needs twice that on disk while it is written), then
@@ -36,7 +36,7 @@ def main():
         start = time.perf_counter()
         save_trajectories(args.folder, episodes(args.trajectories))
         print(f"written in {time.perf_counter() - start:.0f} s")
-    command = [sys.executable, __file__, str(args.folder), "--measure"]
+    command = [sys.executable, "-m", "benchmarks.full_size", args.folder, "--measure"]
     figures = json.loads(
         subprocess.run(command, check=True, capture_output=True).stdout
     )

@@ -75,6 +75,8 @@ def get_config() -> ConfigDict:
     train.num_train_epochs = 120
     # Updates in all; above 0 it overrides num_train_epochs.
     train.max_steps = 0
+    # A Hugging Face folder or a workdir whose weights to start from; empty: none.
+    train.init_from = ""
     # Segments of an update, over all devices together.
     train.batch_size = 64
     # Updates that one call makes on the device before the host looks again.

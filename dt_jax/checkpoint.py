@@ -7,6 +7,8 @@ an error; a step that fails its digests is passed over for the one before.
 """
 
 import os
+import re
+from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,6 +17,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 import xxhash
 from absl import logging
+
+from dt_jax.hf_weights import import_hf, import_normalization
 
 
 class Checkpoint(NamedTuple):
@@ -25,18 +29,60 @@ class Checkpoint(NamedTuple):
     record: dict
 
 
+class Trained(NamedTuple):
+    """A model at rest: its fields, its parameters, and what acting needs of the data.
+
+    normalization: state_mean and state_std (lists of S), return_scale, context_length
+    and max_ep_len; None when a folder comes without `normalization.json`.
+    """
+
+    fields: dict
+    params: dict
+    normalization: dict | None
+
+
+def load_trained(path: str | os.PathLike) -> Trained:
+    """Read a workdir (its newest good checkpoint) or a Hugging Face folder.
+
+    Raises:
+      FileNotFoundError: it is neither. ValueError: what is in it is damaged.
+    """
+    path = Path(path)
+    if not (path / "checkpoints").is_dir():
+        if not (path / "config.json").is_file():
+            raise FileNotFoundError(
+                f"{path}: neither checkpoints/ nor config.json there; expected the "
+                "--workdir of a run or a folder saved by Hugging Face"
+            )
+        return Trained(*import_hf(path), import_normalization(path))
+    with closing(Checkpoints(path / "checkpoints", None)) as checkpoints:
+        checkpoint = checkpoints.restore()
+    if checkpoint is None:
+        raise FileNotFoundError(f"{path}: the run has no checkpoint yet")
+    params = {}
+    for name, array in checkpoint.arrays.items():
+        found = re.fullmatch(r"\['state'\]\.params\['(.+)'\]\['(.+)'\]", name)
+        if found:
+            params.setdefault(found[1], {})[found[2]] = array
+    return Trained(
+        checkpoint.record["model"], params, checkpoint.record["normalization"]
+    )
+
+
 class Checkpoints:
     """The checkpoints of one run, `<folder>/<step>/`."""
 
-    def __init__(self, folder: str | os.PathLike, save_total_limit: int | None = None):
-        """Keep the newest `save_total_limit` steps, all when None."""
+    def __init__(self, folder: str | os.PathLike, save_total_limit: int | None):
+        """Keep the newest `save_total_limit` steps; None: only read what is there."""
         self._folder = Path(folder).resolve()  # orbax wants it absolute
+        read_only = save_total_limit is None
         self._manager = ocp.CheckpointManager(
             self._folder,
             options=ocp.CheckpointManagerOptions(
                 max_to_keep=save_total_limit,
-                enable_async_checkpointing=True,
-                cleanup_tmp_directories=True,
+                enable_async_checkpointing=not read_only,
+                cleanup_tmp_directories=not read_only,
+                create=not read_only,
             ),
             item_names=("state", "record"),
         )

@@ -6,6 +6,7 @@ timesteps and the mask of a `Batch`; out come the predicted actions. Elsewhere t
 is `apply` and a nested dict of parameters whose names are those of `hf_weights.py`.
 """
 
+import dataclasses
 import math
 from functools import partial
 from typing import NamedTuple
@@ -15,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 # The names are HF's (transformers.activations.ACT2FN); those with parameters of their
-# own (prelu, xielu) have no place in the weights we exchange.
+# own (prelu, xielu) have no place in the weights we exchange; JAX lacks two more.
 ACTIVATIONS = {
     "gelu": partial(jax.nn.gelu, approximate=False),
     "gelu_10": lambda x: jnp.clip(jax.nn.gelu(x, approximate=False), -10.0, 10.0),
@@ -81,6 +82,15 @@ class DecisionTransformer(nn.Module):
 
     def __post_init__(self):
         super().__post_init__()
+        for key in ("hidden_size", "n_layer", "n_head", "max_ep_len", "n_inner"):
+            size = getattr(self, key)
+            if size is not None and size < 1:
+                raise ValueError(f"model.{key}={size}: expected at least 1")
+        for key in ("resid_pdrop", "embd_pdrop", "attn_pdrop"):
+            if not 0 <= getattr(self, key) < 1:
+                raise ValueError(
+                    f"model.{key}={getattr(self, key)}: expected 0 to 1, 1 excluded"
+                )
         if self.hidden_size % self.n_head:
             raise ValueError(
                 f"model.hidden_size={self.hidden_size} is not a multiple of "
@@ -116,7 +126,8 @@ class DecisionTransformer(nn.Module):
           actions: BxKxA float; the action of a step is seen only by later steps.
           returns_to_go: BxKx1 float, scaled.
           timesteps: BxK int, below `max_ep_len` (beyond it the embedding is NaN).
-          attention_mask: BxK, 1 at valid steps; what stands elsewhere is ignored.
+          attention_mask: BxK, 1 at valid steps; what stands elsewhere (finite) is
+            ignored.
           deterministic: False drops out, by the rng stream 'dropout'.
           all_heads: also predict states and returns, which the loss never asks for.
         """
@@ -269,6 +280,12 @@ def _affine_backward(saved, dy_NxO):
 
 
 affine.defvjp(_affine_forward, _affine_backward)
+
+
+def model_fields(model: DecisionTransformer) -> dict:
+    """The fields that make an equal model, as JSON can hold them."""
+    names = [field.name for field in dataclasses.fields(model)]
+    return {n: getattr(model, n) for n in names if n not in ("parent", "name")}
 
 
 def init_params(model: DecisionTransformer, key: jax.Array) -> dict:

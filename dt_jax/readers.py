@@ -15,11 +15,12 @@ import datasets
 import numpy as np
 import pyarrow as pa
 
-from dt_jax.trajectories import STD_EPSILON, Trajectories, check_lengths, check_widths
+from dt_jax.trajectories import STD_EPSILON, Trajectories, check_lengths
 
 STRUCT = "train"  # the notebook keeps a trajectory in one struct column of this name
 STATES, ACTIONS, REWARDS, DONES = "observations", "actions", "rewards", "dones"
 STATISTICS = ("state_mean", "state_std")
+END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"  # the last bytes of an Arrow stream
 WRITE_BYTES = 64 << 20  # trajectories are written in batches of about this size
 
 
@@ -97,10 +98,10 @@ def _open(path):
             )
         try:
             dataset = datasets.load_from_disk(os.fspath(path))
-        except FileNotFoundError:
+        except FileNotFoundError as error:
             raise FileNotFoundError(
-                f"{source}: neither dataset_dict.json nor dataset_info.json and "
-                "state.json there; expected a dataset saved by save_to_disk"
+                f"{source}: not a whole dataset ({_one_line(error)}); expected one "
+                "saved by save_to_disk"
             ) from None
         except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
             raise ValueError(
@@ -113,7 +114,21 @@ def _open(path):
                 f"{source}: found the splits {', '.join(dataset)}, expected 'train'"
             )
         dataset = dataset["train"]
+    if isinstance(path, str | os.PathLike):
+        _check_shards(dataset, source)
     return dataset, source
+
+
+def _check_shards(dataset, source):
+    """A shard cut off between two record batches would read as a shorter one."""
+    for shard in dataset.cache_files:
+        with open(shard["filename"], "rb") as stream:
+            stream.seek(-len(END_OF_STREAM), os.SEEK_END)
+            if stream.read() != END_OF_STREAM:
+                raise ValueError(
+                    f"{source}: {os.path.basename(shard['filename'])} ends before its "
+                    "end mark, so rows are missing; save it again with save_to_disk"
+                )
 
 
 def _read(dataset, *, split_on_dones, discount):
@@ -160,8 +175,11 @@ def _columns(table) -> dict[str, list[pa.Array]]:
         fields = [field.name for field in table.schema.field(STRUCT).type]
         columns = {name: [c.field(name) for c in chunks] for name in fields}
         found = f"the fields {', '.join(fields)} in column {STRUCT!r}"
-        if any(chunk.null_count for chunk in chunks):
-            raise ValueError(f"column {STRUCT!r} has empty (null) rows")
+        nulls_E = table.column(STRUCT).is_null().to_numpy()
+        if nulls_E.any():
+            raise ValueError(
+                f"trajectory {nulls_E.argmax()}: column {STRUCT!r} is empty (null)"
+            )
     else:
         columns = {
             name: [chunk for chunk in table.column(name).chunks if len(chunk)]
@@ -181,41 +199,41 @@ def _columns(table) -> dict[str, list[pa.Array]]:
 
 def _matrices(chunks, name):
     """Chunks of trajectories x steps x numbers to a matrix each, and the lengths."""
-    matrices, lengths, widths = [], [], []
+    matrices, lengths, width = [], [], 0
     for chunk in chunks:
-        lengths_E, steps = _unnest(chunk, name)
-        widths_N, numbers = _unnest(steps, name)
+        first = sum(map(len, lengths))  # the trajectory this chunk begins with
+        lengths_E, steps = _unnest(chunk, name, first, np.arange(1, len(chunk) + 1))
         ends_E = np.cumsum(lengths_E)
-        wrong = np.flatnonzero(widths_N != widths_N[:1])
+        widths_N, numbers = _unnest(steps, name, first, ends_E)
+        width = width or int(widths_N[:1].sum())
+        wrong = np.flatnonzero(widths_N != width)
         if len(wrong):
-            row = sum(map(len, lengths)) + int(
-                np.searchsorted(ends_E, wrong[0], "right")
-            )
+            row = first + np.searchsorted(ends_E, wrong[0], "right")
             raise ValueError(
                 f"trajectory {row}: column {name!r} has a row of {widths_N[wrong[0]]} "
-                f"numbers among rows of {widths_N[0]}; all rows must be equally wide"
+                f"numbers, but the first row has {width}; all must be equally wide"
             )
-        width = int(widths_N[0]) if len(widths_N) else 0
+        values = _numbers(numbers, name, first, ends_E * width)
         lengths.append(lengths_E)
-        widths.append(np.full(len(lengths_E), width))
-        matrices.append(_numbers(numbers, name).reshape(-1, width or 1))
-    lengths, widths = np.concatenate(lengths), np.concatenate(widths)
-    if (
-        lengths.min() > 0
-    ):  # an empty trajectory has no width; it is refused by name later
-        check_widths(name, widths)
-    return matrices, lengths
+        matrices.append(values.reshape(len(widths_N), width))
+    # A chunk of nothing but empty trajectories has no rows, and knows no width.
+    filled = [matrix for matrix in matrices if len(matrix)]
+    return filled or matrices[:1], np.concatenate(lengths)
 
 
 def _vectors(chunks, name):
     """Chunks of trajectories x numbers to one vector, and the lengths."""
-    lengths, vectors = zip(*(_unnest(chunk, name) for chunk in chunks), strict=True)
-    vectors = [_numbers(vector, name) for vector in vectors]
+    vectors, lengths = [], []
+    for chunk in chunks:
+        first = sum(map(len, lengths))
+        lengths_E, numbers = _unnest(chunk, name, first, np.arange(1, len(chunk) + 1))
+        lengths.append(lengths_E)
+        vectors.append(_numbers(numbers, name, first, np.cumsum(lengths_E)))
     return np.concatenate(vectors), np.concatenate(lengths)
 
 
-def _unnest(array, name):
-    """Take one level of lists off; a null would shift all that follows it."""
+def _unnest(array, name, first, ends_E):
+    """Take one level of lists off; `ends_E` is where each trajectory ends in it."""
     if isinstance(array, pa.ExtensionArray):
         array = array.storage
     kind = array.type
@@ -228,11 +246,7 @@ def _unnest(array, name):
             f"column {name!r} holds {kind} where a list was expected "
             "(a trajectory a row; states and actions are lists of lists of numbers)"
         )
-    if array.null_count:
-        first = int(np.flatnonzero(array.is_null().to_numpy(zero_copy_only=False))[0])
-        raise ValueError(
-            f"column {name!r} has an empty (null) list at position {first}"
-        )
+    _refuse_nulls(array, name, first, ends_E)
     if pa.types.is_fixed_size_list(kind):
         lengths = np.full(len(array), kind.list_size)
     else:
@@ -240,15 +254,24 @@ def _unnest(array, name):
     return lengths.astype(np.int64), array.flatten()
 
 
-def _numbers(array, name):
+def _numbers(array, name, first, ends_E):
     kind = array.type
-    if pa.types.is_boolean(kind):  # bit-packed: the one kind that must be copied
-        return array.to_numpy(zero_copy_only=False)
-    if not (pa.types.is_floating(kind) or pa.types.is_integer(kind)):
+    is_bool = pa.types.is_boolean(kind)
+    if not (is_bool or pa.types.is_floating(kind) or pa.types.is_integer(kind)):
         raise ValueError(f"column {name!r} holds {kind}, expected numbers")
+    _refuse_nulls(array, name, first, ends_E)
+    # Booleans are packed in bits: the one kind that must be copied.
+    return array.to_numpy(zero_copy_only=not is_bool)
+
+
+def _refuse_nulls(array, name, first, ends_E):
+    """A null would shift all that follows it; name the trajectory that has it."""
     if array.null_count:
-        raise ValueError(f"column {name!r} has {array.null_count} empty (null) numbers")
-    return array.to_numpy(zero_copy_only=True)
+        place = array.is_null().to_numpy(zero_copy_only=False).argmax()
+        row = first + np.searchsorted(ends_E, place, "right")
+        raise ValueError(
+            f"trajectory {row}: column {name!r} has an empty (null) value or list"
+        )
 
 
 def _statistics(table, state_dim):
@@ -262,12 +285,15 @@ def _statistics(table, state_dim):
         )
     mean, std = (table.column(n)[:state_dim].to_numpy() for n in STATISTICS)
     for name, column in zip(STATISTICS, (mean, std), strict=True):
-        if not np.isfinite(column).all():
-            raise ValueError(f"column {name!r} holds a value that is not finite")
-    if std.min() <= 0:
+        if column.dtype.kind not in "fiu" or not np.isfinite(column).all():
+            raise ValueError(
+                f"column {name!r} holds a value that is not a finite number"
+            )
+    if (std <= 0).any():
         raise ValueError(
             f"column 'state_std' holds {std.min()} for feature {std.argmin()}, "
-            "expected a positive number"
+            "expected a positive number; if rows were shuffled or cut since it was "
+            "written, remove state_mean and state_std to have them computed"
         )
     return mean, std
 
@@ -298,7 +324,7 @@ def _stream(path, episodes):
             }
         )
         states_TxS = batch[-1][STATES].astype(np.float64)
-        shift = states_TxS[0] if shift is None else shift
+        shift = states_TxS[0].copy() if shift is None else shift
         states_TxS -= shift  # sums of squares about a typical state keep their digits
         count += len(states_TxS)
         total = total + states_TxS.sum(axis=0)

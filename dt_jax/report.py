@@ -15,6 +15,75 @@ QUANTILES = (0.0, 0.1, 0.5, 0.9, 1.0)
 SAMPLED_STEPS = 1_000_000  # returns-to-go beyond this many are sampled evenly
 WEAK_SIGNAL = 0.1  # returns-to-go below this hardly move the network
 
+CARD = """\
+---
+library_name: transformers
+tags: [decision-transformer, reinforcement-learning, offline-rl]
+---
+# Decision Transformer, {state_dim} state and {act_dim} action dimensions
+
+Trained with dt-jax; opened by `transformers`. `normalization.json` holds the states'
+mean and std, the scale of the returns, the context length and the last timestep.
+
+## Acting
+
+```python
+import json
+
+import torch
+from transformers import DecisionTransformerModel
+
+folder = "."  # this one
+model = DecisionTransformerModel.from_pretrained(folder).eval()
+norm = json.load(open(f"{{folder}}/normalization.json"))
+mean, std = torch.tensor(norm["state_mean"]), torch.tensor(norm["state_std"])
+K = norm["context_length"]
+
+
+@torch.no_grad()
+def act(states, actions, rewards, target_return):
+    \"\"\"The next action, after t raw states (t x {state_dim}), the t - 1 actions
+    (t - 1 x {act_dim}) and t - 1 rewards so far; target_return in raw reward.\"\"\"
+    t = len(states)
+    done = torch.cat([torch.zeros(1), torch.cumsum(rewards, 0)])
+    fill = torch.zeros(max(0, K - t))
+    padding = torch.full((len(fill), {act_dim}), -10.0)
+    states = torch.cat([fill[:, None].expand(-1, {state_dim}), states[-K:]])
+    actions = torch.cat([actions, torch.zeros(1, {act_dim})])[-K:]
+    to_go = (target_return - done)[-K:] / norm["return_scale"]
+    time = torch.arange(t).clamp(max=norm["max_ep_len"] - 1)[-K:]
+    return model(
+        states=((states - mean) / std)[None],
+        actions=torch.cat([padding, actions])[None],
+        returns_to_go=torch.cat([fill, to_go])[None, :, None],
+        timesteps=torch.cat([fill.long(), time])[None],
+        attention_mask=torch.cat([fill, torch.ones(K - len(fill))])[None],
+    ).action_preds[0, -1]
+
+
+print(act(torch.zeros(1, {state_dim}), torch.zeros(0, {act_dim}), torch.zeros(0), 0.0))
+```
+
+## Data
+
+{data[trajectories]:,} trajectories, {data[steps]:,} steps; actions from
+{data[action_range][0]:.4g} to {data[action_range][1]:.4g}.
+
+| | min | 10 % | median | 90 % | max |
+|---|---|---|---|---|---|
+{quantiles}
+
+## Training
+
+| update | loss (mean squared error of the actions) |
+|---|---|
+{losses}
+
+| key | value |
+|---|---|
+{recipe}
+"""
+
 
 def data_report(
     sampler: SegmentSampler, *, action_tanh: bool, placement: str, plan: dict
@@ -86,25 +155,63 @@ def describe(report: dict) -> str:
     return "\n".join(lines + [f"  warning: {text}" for text in report["warnings"]])
 
 
-def describe_run(workdir, summary: dict, last_loss: float) -> str:
+def describe_run(workdir: str | os.PathLike, summary: dict, last_loss: float) -> str:
     """A finished run as text: its figures, where everything lies, what to do next."""
+    files = {
+        "report/loss.png": "the loss curve",
+        "metrics.jsonl": "the same as numbers; tensorboard/ too",
+        "summary.json": "these figures",
+        "data_report.json": "what is in the data",
+        f"checkpoints/{summary['global_step']}": "weights, optimiser, statistics",
+        "config.json": "the whole config",
+    }
+    width = max(map(len, files))
+    listing = "\n".join(
+        f"  {os.path.join(workdir, name.ljust(width))}  {text}"
+        for name, text in files.items()
+    )
     return f"""
 Done: {summary["global_step"]:,} updates in {summary["train_runtime"]:.0f} s, \
 {summary["train_steps_per_second"]:.2f} a second, \
 {summary["train_samples_per_second"]:.0f} segments a second
 Loss: {last_loss:.4g} at the end, {summary["train_loss"]:.4g} on average
 
-  {workdir}/report/loss.png      the loss curve
-  {workdir}/metrics.jsonl        one record every few updates; tensorboard/ has the same
-  {workdir}/summary.json         these figures
-  {workdir}/data_report.json     what is in the data
-  {workdir}/checkpoints/{summary["global_step"]:<8}  weights, optimiser, statistics
-  {workdir}/config.json          the whole config
+{listing}
 
 Next:
-  tensorboard --logdir {workdir}/tensorboard
-  python main.py --config configs/base.py --config.data.path=YOUR_DATASET
-"""
+  tensorboard --logdir {os.path.join(workdir, "tensorboard")}
+  python main.py --config configs/base.py --config.data.path=YOUR_DATASET"""
+
+
+def model_card(config: dict, data: dict, records: list[dict], fields: dict) -> str:
+    """The README.md of an exported folder: recipe, data, loss, how to act in torch.
+
+    `config`, `data` and `records` are a run's config.json, data_report.json and
+    metrics.jsonl; `fields` are the model's.
+    """
+    quantiles = "\n".join(
+        f"| {name} | "
+        + " | ".join(f"{level:.5g}" for level in data[key].values())
+        + " |"
+        for name, key in (
+            ("length", "lengths"),
+            ("return / scale", "returns"),
+            ("return-to-go / scale", "returns_to_go"),
+        )
+    )
+    recipe = "\n".join(
+        f"| {section}.{key} | {value} |"
+        for section in ("data", "model", "optimizer", "train")
+        for key, value in config[section].items()
+        if key not in ("path", "init_from")
+    )
+    losses = "\n".join(
+        f"| {record['step']} | {record['loss']:.5g} |"
+        for record in records[:: max(1, len(records) // 10)] + records[-1:]
+    )
+    return CARD.format(
+        data=data, quantiles=quantiles, recipe=recipe, losses=losses, **fields
+    )
 
 
 def draw_loss(path: str | os.PathLike, records: list[dict]) -> None:

@@ -120,8 +120,12 @@ class SegmentSampler:
         return Batch(
             states=states_BxKxS,
             actions=actions_BxKxA,
-            rewards=(self.trajectories.rewards[rows_BxK] * mask_BxK)[..., None],
-            returns_to_go=(self.returns_to_go[rows_BxK] * mask_BxK)[..., None],
+            rewards=np.where(mask_BxK, self.trajectories.rewards[rows_BxK], 0.0)[
+                ..., None
+            ],
+            returns_to_go=np.where(mask_BxK, self.returns_to_go[rows_BxK], 0.0)[
+                ..., None
+            ],
             timesteps=timesteps_BxK,
             attention_mask=mask_BxK.astype(np.float32),
         )

@@ -17,16 +17,25 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from dt_jax import report, trading
-from dt_jax.checkpoint import Checkpoints, unflatten
+from dt_jax.checkpoint import Checkpoints, load_trained, unflatten
 from dt_jax.feed import Feed, choose_placement, memory_plan
+from dt_jax.hf_weights import export_hf
 from dt_jax.metrics import Meter, MetricWriter, read_metrics
-from dt_jax.model import DecisionTransformer, init_params
+from dt_jax.model import DecisionTransformer, init_params, model_fields
 from dt_jax.optimizer import make_optimizer, make_schedule
 from dt_jax.readers import load_trajectories, save_trajectories
 from dt_jax.segments import SegmentSampler
 from dt_jax.train_step import TrainState, init_state, make_train_call, replicate
 
 SIMULATED_MARKET = "simulated_market"  # the embedded dataset's folder in the workdir
+
+# Fields of the model that no config key sets; HF's files may have others than ours.
+HF_ONLY_FIELDS = (
+    "n_positions",
+    "vocab_size",
+    "scale_attn_weights",
+    "scale_attn_by_inverse_layer_idx",
+)
 
 # A run may go on with other values of these: they do not change what is learned, or
 # (the number of updates) are changed on purpose. The data is known by its fingerprint.
@@ -47,6 +56,22 @@ def inspect(config: ConfigDict, workdir: Path) -> None:
     """Print the data report and leave it as `data_report.json`; train nothing."""
     run = _Run(config, workdir)
     _report_data(run, jax.eval_shape(run.first_state))
+
+
+def export(config: ConfigDict, workdir: Path) -> None:
+    """Write the newest good checkpoint of the run to `hf/`, for `from_pretrained`."""
+    del config  # the run has its own
+    trained = load_trained(workdir)
+    model = DecisionTransformer(**trained.fields)
+    export_hf(workdir / "hf", model, trained.params, trained.normalization)
+    facts = [
+        json.loads((workdir / name).read_text())
+        for name in ("config.json", "data_report.json")
+    ]
+    records = read_metrics(workdir / "metrics.jsonl")
+    card = report.model_card(*facts, records, trained.fields)
+    (workdir / "hf" / "README.md").write_text(card)
+    print(f"{workdir / 'hf'}: DecisionTransformerModel.from_pretrained opens it")
 
 
 def train(config: ConfigDict, workdir: Path) -> None:
@@ -114,6 +139,11 @@ class _Run:
             act_dim=self.trajectories.act_dim,
             **config.model,
         )
+        self.given = None
+        if config.train.init_from:
+            given = load_trained(config.train.init_from)
+            self.model = _take_over(self.model, given.fields, config.train.init_from)
+            self.given = given.params
         self.steps_per_epoch = math.ceil(
             self.trajectories.num_trajectories / config.train.batch_size
         )
@@ -132,8 +162,11 @@ class _Run:
         self.optimizer = make_optimizer(total_steps=self.total_steps, **optimizer)
 
     def first_state(self) -> TrainState:
-        key = jax.random.key(self.config.seed)
-        return init_state(init_params(self.model, key), self.optimizer)
+        """Of weights drawn by the seed, or given by `train.init_from`."""
+        params = self.given
+        if params is None:
+            params = init_params(self.model, jax.random.key(self.config.seed))
+        return init_state(params, self.optimizer)
 
     def meter(self, saved: dict | None) -> Meter:
         return Meter(
@@ -193,9 +226,11 @@ def _loop(run, feed, state, meter, checkpoints):
             running = None
             checkpoints.save(
                 reached,
-                {"state": state, "statistics": _statistics(run)},
+                {"state": state},
                 {
                     "config": config.to_dict(),
+                    "model": model_fields(run.model),
+                    "normalization": _normalization(run),
                     "fingerprint": run.trajectories.fingerprint(),
                     "meter": meter.state(),
                 },
@@ -236,8 +271,8 @@ def _check_same_run(run, record) -> None:
     if record["fingerprint"] != fingerprint:
         raise ValueError(
             f"{run.workdir} holds a run on data of fingerprint "
-            f"{record['fingerprint']}, but data.path={run.config.data.path!r} has {fingerprint}; "
-            "choose another --workdir for a new run"
+            f"{record['fingerprint']}, but data.path={run.config.data.path!r} has "
+            f"{fingerprint}; choose another --workdir for a new run"
         )
 
 
@@ -255,9 +290,34 @@ def _conclude(run, meter, state) -> None:
     print(report.describe_run(workdir, summary, records[-1]["loss"]))
 
 
-def _statistics(run):
-    """What acting needs of the data: kept with the weights."""
-    return {"mean": run.trajectories.state_mean, "std": run.trajectories.state_std}
+def _normalization(run) -> dict:
+    """What acting needs of the data and its recipe: kept with the weights."""
+    return {
+        "state_mean": run.trajectories.state_mean.tolist(),
+        "state_std": run.trajectories.state_std.tolist(),
+        "return_scale": run.config.data.return_scale,
+        "context_length": run.config.data.context_length,
+        "max_ep_len": run.config.data.max_ep_len,
+    }
+
+
+def _take_over(model, fields, source) -> DecisionTransformer:
+    """The model of `train.init_from`, dropout and precision by the config."""
+    mine = model_fields(model)
+    chosen = ("resid_pdrop", "embd_pdrop", "attn_pdrop", "initializer_range", "dtype")
+    wrong = [
+        key for key in {*mine} - {*chosen, *HF_ONLY_FIELDS} if fields[key] != mine[key]
+    ]
+    dims = [key for key in ("state_dim", "act_dim") if key in wrong]
+    if dims:
+        raise ValueError(
+            f"train.init_from={source} has {dims[0]}={fields[dims[0]]}, but the data "
+            f"has {mine[dims[0]]}"
+        )
+    if wrong:
+        flags = " ".join(f"--config.model.{key}={fields[key]}" for key in sorted(wrong))
+        raise ValueError(f"train.init_from={source} is another model; add {flags}")
+    return model.clone(**{key: fields[key] for key in HF_ONLY_FIELDS})
 
 
 def _simulated_market(workdir: Path) -> Path:

@@ -156,7 +156,10 @@ class Trajectories:
         check_lengths(lengths)
         for name in ("states", "actions"):
             check_widths(name, np.array([v.shape[1] for v in columns[name]]))
-        flat = {name: np.concatenate(column) for name, column in columns.items()}
+        flat = {
+            name: np.ascontiguousarray(np.concatenate(column))
+            for name, column in columns.items()
+        }
         return cls.from_arrays(
             [flat["states"]],
             [flat["actions"]],
@@ -196,7 +199,8 @@ class Trajectories:
           names: what to call the three columns in an error.
 
         Raises:
-          ValueError: a trajectory is empty or holds a value that is not finite.
+          ValueError: a trajectory is empty or holds a value that is not finite (the
+            trajectories are counted as they came, before any split).
         """
         if not len(lengths):
             raise ValueError("found no trajectories, expected at least one")
@@ -208,6 +212,7 @@ class Trajectories:
         if not 0.0 <= discount <= 1.0:
             raise ValueError(f"data.discount={discount}: expected 0 to 1")
         starts, lengths = starts.astype(np.int64), lengths.astype(np.int64)
+        whole = starts, lengths
         if split_on_dones:
             if dones is None:
                 raise ValueError(
@@ -216,17 +221,22 @@ class Trajectories:
                 )
             starts, lengths = _split(starts, lengths, dones)
         states, actions = Rows(states), Rows(actions)
-        scans = [
-            _scan(rows, starts, lengths, name)
-            for rows, name in zip((states, actions), names, strict=False)
-        ]
-        bad = np.flatnonzero(~np.isfinite(rewards))
-        bad = bad[_owner(bad, starts, lengths) >= 0]
+        scans = [_scan(rows, starts, lengths) for rows in (states, actions)]
+        for rows, scan, name in zip((states, actions), scans, names[:2], strict=True):
+            if not rows.shape[1]:
+                raise ValueError(
+                    f"column {name!r} has rows of 0 numbers, expected at least one"
+                )
+            # NaN survives a minimum, infinities do too: two reductions prove all.
+            if not (_is_finite(scan.minimum) & _is_finite(scan.maximum)).all():
+                raise ValueError(_first_fault(rows, *whole, name))
+        bad = np.flatnonzero(~_is_finite(rewards))
+        bad = bad[_owner(bad, *whole) >= 0]
         if len(bad):
-            trajectory = _owner(bad[:1], starts, lengths)[0]
+            trajectory = _owner(bad[:1], *whole)[0]
             raise ValueError(
                 f"trajectory {trajectory}: column {names[2]!r} holds {rewards[bad[0]]} "
-                f"at step {bad[0] - starts[trajectory]}; every value must be finite"
+                f"at step {bad[0] - whole[0][trajectory]}; expected a finite float32"
             )
         if state_mean is None:
             state_mean, state_std = _mean_and_std(states, starts, lengths)
@@ -282,7 +292,12 @@ def _column(episode: Mapping, name: str, number: int) -> np.ndarray:
             f"trajectory {number}: found {', '.join(sorted(episode))}, "
             f"expected also {name!r}"
         )
-    value = np.asarray(episode[name])
+    try:
+        value = np.asarray(episode[name])
+    except ValueError:
+        raise ValueError(
+            f"trajectory {number}: column {name!r} has rows of unequal widths"
+        ) from None
     if value.dtype.kind not in "fiub":
         raise ValueError(
             f"trajectory {number}: column {name!r} holds {value.dtype}, "
@@ -341,7 +356,7 @@ class _Scan(NamedTuple):
     digests: np.ndarray
 
 
-def _scan(rows, starts_E, lengths_E, name) -> _Scan:
+def _scan(rows, starts_E, lengths_E) -> _Scan:
     """Read everything once: the range of each column, a digest of each trajectory."""
     digests_E = np.empty(len(starts_E), np.uint64)
 
@@ -359,12 +374,17 @@ def _scan(rows, starts_E, lengths_E, name) -> _Scan:
         minima, maxima = zip(
             *pool.map(scan_run, _runs(rows, starts_E, lengths_E)), strict=True
         )
-    # NaN survives a minimum, infinities do too: two reductions prove all finite.
-    minimum = np.min(minima, axis=0).astype(np.float64)
-    maximum = np.max(maxima, axis=0).astype(np.float64)
-    if not np.isfinite(minimum + maximum).all():
-        raise ValueError(_first_fault(rows, starts_E, lengths_E, name))
-    return _Scan(minimum, maximum, digests_E)
+    return _Scan(
+        np.min(minima, axis=0).astype(np.float64),
+        np.max(maxima, axis=0).astype(np.float64),
+        digests_E,
+    )
+
+
+def _is_finite(values):
+    """Finite, and small enough for the float32 of a batch."""
+    with np.errstate(over="ignore"):
+        return np.isfinite(np.asarray(values, np.float32))
 
 
 def _runs(rows, starts_E, lengths_E):
@@ -385,13 +405,13 @@ def _runs(rows, starts_E, lengths_E):
 def _first_fault(rows, starts_E, lengths_E, name):
     for trajectory, (start, length) in enumerate(zip(starts_E, lengths_E, strict=True)):
         values_TxW = rows.slice(start, start + length)
-        bad = np.argwhere(~np.isfinite(values_TxW))
+        bad = np.argwhere(~_is_finite(values_TxW))
         if len(bad):
             step, feature = bad[0]
             return (
                 f"trajectory {trajectory}: column {name!r} holds "
                 f"{values_TxW[step, feature]} at step {step}, feature {feature}; "
-                "every value must be finite"
+                "expected a finite float32"
             )
     raise AssertionError("a range was not finite, but every value is")
 
