@@ -220,9 +220,16 @@ def draw_loss(path: str | os.PathLike, records: list[dict]) -> None:
     from matplotlib.figure import Figure
 
     steps = [record["step"] for record in records]
+    marker = "." if len(steps) < 30 else None  # a lone record draws no line
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.add_subplot(xlabel="update", ylabel="loss (mean squared error)")
-    axes.semilogy(steps, [r["loss"] for r in records], color="tab:blue", label="loss")
+    axes.semilogy(
+        steps,
+        [record["loss"] for record in records],
+        color="tab:blue",
+        marker=marker,
+        label="loss",
+    )
     axes.grid(alpha=0.3, which="both")
     rate_axes = axes.twinx()
     rate_axes.plot(
@@ -308,7 +315,7 @@ def _few(numbers):
 
 def _bytes(count):
     for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
+        if count < 999.5:
             return f"{count:.3g} {unit}"
         count /= 1000
     return f"{count:.3g} TB"

@@ -1,0 +1,244 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One update is the same however its batch is cut, and many are many of one."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from dt_jax.model import DecisionTransformer, init_params
+from dt_jax.optimizer import make_optimizer
+from dt_jax.segments import Batch
+from dt_jax.train_step import (
+    DEVICES,
+    init_state,
+    make_train_call,
+    replicate,
+    train_step,
+)
+
+S, A, K, B, G = 3, 2, 4, 8, 4
+SIZES = {"state_dim": S, "act_dim": A, "hidden_size": 8, "n_layer": 1, "max_ep_len": 9}
+RATES = ("resid_pdrop", "embd_pdrop", "attn_pdrop")
+PLAIN = DecisionTransformer(**SIZES, **dict.fromkeys(RATES, 0.0))
+DROPPING = DecisionTransformer(**SIZES, **dict.fromkeys(RATES, 0.5))
+MEAN, STD = np.float32([0.5, -1.0, 2.0]), np.float32([2.0, 0.5, 1.0])
+KEEP_GRADIENTS = optax.trace(decay=0.0)  # its state is the last gradients
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _compile_fast():
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture(scope="module")
+def params():
+    """Far from zero, so that every part of the model and every leaf counts."""
+    shapes = jax.eval_shape(partial(init_params, PLAIN), jax.random.key(0))
+    generator = np.random.default_rng(0)
+    return jax.tree.map(
+        lambda leaf: generator.normal(0, 0.5, leaf.shape).astype(leaf.dtype), shapes
+    )
+
+
+def make_batch(lengths, seed=0) -> Batch:
+    """Segments of these lengths, left-padded as the sampler pads them."""
+    generator = np.random.default_rng(seed)
+    steps_BxK = np.arange(K)[None] - (K - np.array(lengths)[:, None])
+    valid_BxKx1 = (steps_BxK >= 0)[..., None]
+
+    def draw(width, elsewhere=0.0):
+        values = generator.normal(0, 0.7, (*steps_BxK.shape, width))
+        return np.where(valid_BxKx1, values, elsewhere).astype(np.float32)
+
+    return Batch(
+        states=draw(S),
+        actions=draw(A, elsewhere=-10.0),
+        rewards=draw(1),
+        returns_to_go=draw(1),
+        timesteps=np.maximum(steps_BxK, 0).astype(np.int32),
+        attention_mask=valid_BxKx1[..., 0].astype(np.float32),
+    )
+
+
+def split(batch, num_devices=G):
+    """[B] -> [G, B/G]"""
+    return jax.tree.map(lambda x: x.reshape(num_devices, -1, *x.shape[1:]), batch)
+
+
+def items(batches):
+    """U batches as what a call gets: [G, U, B/G]."""
+    parts = [split(batch) for batch in batches]
+    return jax.tree.map(lambda *xs: np.stack(xs, axis=1), *parts)
+
+
+def make_call(model, optimizer, seed=0):
+    return make_train_call(
+        model,
+        optimizer,
+        state_mean=MEAN,
+        state_std=STD,
+        seed=seed,
+        fetch=lambda store, item: item,
+    )
+
+
+def run(call, state, batches):
+    """One call, and what it returns looked at, so that it is over."""
+    state, metrics = call(state, (), items(batches))
+    return state, np.asarray(metrics.loss), np.asarray(metrics.grad_norm)
+
+
+RECIPE = make_optimizer(
+    total_steps=10,
+    learning_rate=0.01,
+    weight_decay=1.0,
+    adam_beta1=0.9,
+    adam_beta2=0.999,
+    adam_epsilon=1e-8,
+    max_grad_norm=0.25,
+    warmup_ratio=0.0,
+    lr_scheduler_type="constant",
+)
+
+
+@pytest.fixture(scope="module")
+def dropping_call():
+    return make_call(DROPPING, RECIPE)
+
+
+@pytest.fixture
+def state(params):
+    return replicate(init_state(params, RECIPE))
+
+
+step_of = partial(train_step, model=PLAIN, state_mean=MEAN, state_std=STD)
+RAGGED = [1, 1, 1, 2, 4, 3, 4, 4]  # most valid steps fall on the last devices
+
+
+def test_an_update_on_paper(params):
+    # All weights are 0 but the head's bias b: every action is predicted as tanh(b).
+    params = jax.tree.map(np.zeros_like, params)
+    bias = params["predict_action.0"]["bias"] = np.float32([0.5, -0.25])
+    batch = make_batch([2, 1])
+    batch.actions[0, 2:] = [[0.1, 0.2], [0.3, 0.4]]
+    batch.actions[1, 3:] = [[0.5, 0.6]]
+    optimizer = optax.sgd(2.0)
+    update = jax.jit(partial(step_of, optimizer=optimizer))
+    state, metrics = update(
+        init_state(params, optimizer), batch, key=jax.random.key(0)
+    )
+    predicted = np.tanh([0.5, -0.25])
+    error_NxA = predicted - np.array([[0.1, 0.2], [0.3, 0.4], [0.5, 0.6]])
+    # The mean is over 3 valid steps and 2 dimensions.
+    gradient = 2 * error_NxA.sum(0) * (1 - predicted**2) / 6
+    close = partial(np.testing.assert_allclose, rtol=1e-6)
+    close(metrics.loss, (error_NxA**2).sum() / 6)
+    close(metrics.grad_norm, np.linalg.norm(gradient))
+    close(state.params["predict_action.0"]["bias"], bias - 2 * gradient)
+    assert state.step == 1
+
+
+@pytest.fixture(scope="module")
+def whole(params):
+    """The loss and the gradients of the whole batch, on one device."""
+    update = jax.jit(partial(step_of, optimizer=KEEP_GRADIENTS))
+    state = init_state(params, KEEP_GRADIENTS)
+    return update(state, make_batch(RAGGED), key=jax.random.key(0))
+
+
+@pytest.mark.parametrize("num_devices", [1, 2, 4])
+def test_an_update_is_the_same_on_any_number_of_devices(params, whole, num_devices):
+    update = jax.pmap(
+        partial(step_of, optimizer=KEEP_GRADIENTS, axis_name=DEVICES),
+        axis_name=DEVICES,
+        in_axes=(None, 0),
+        out_axes=None,
+        devices=jax.devices()[:num_devices],
+    )
+    state = init_state(params, KEEP_GRADIENTS)
+    batch = split(make_batch(RAGGED), num_devices)
+    key = jnp.broadcast_to(jax.random.key(0), num_devices)
+    state, metrics = update(state, batch, key=key)
+    # Sums of at most 44 squares in another order; a mean of means is off by 10 %.
+    close = partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-7)
+    jax.tree.map(close, (state.opt_state, metrics), (whole[0].opt_state, whole[1]))
+
+
+def test_a_call_makes_the_update_of_the_whole_batch(params, whole):
+    call = make_call(PLAIN, KEEP_GRADIENTS)
+    state = replicate(init_state(params, KEEP_GRADIENTS))
+    state, loss, grad_norm = run(call, state, [make_batch(RAGGED)])
+    close = partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-7)
+    jax.tree.map(close, state.opt_state, whole[0].opt_state)
+    close((loss[0], grad_norm[0]), whole[1])
+
+
+def test_one_call_of_three_updates_is_three_calls_of_one(state, dropping_call):
+    batches = [make_batch(RAGGED, seed) for seed in range(3)]
+    first = jax.device_get(state)
+    together, losses, _ = run(dropping_call, state, batches)
+    one_by_one, found = replicate(first), []
+    for batch in batches:
+        one_by_one, loss, _ = run(dropping_call, one_by_one, [batch])
+        found.extend(loss)
+    assert together.step == one_by_one.step == 3
+    # XLA may order sums otherwise inside a loop than outside; Adam divides by the
+    # gradient's own size, so that a rounding of a small one counts in full.
+    np.testing.assert_allclose(found, losses, rtol=1e-6)
+    close = partial(np.testing.assert_allclose, rtol=0, atol=1e-5)
+    jax.tree.map(close, one_by_one.params, together.params)
+
+
+def test_replicas_agree_and_untrained_heads_rest(state, params, dropping_call):
+    for seed in range(2):
+        batches = [make_batch(RAGGED, seed + u) for u in range(3)]
+        state, _, _ = run(dropping_call, state, batches)
+    for path, leaf in jax.tree.leaves_with_path(state):
+        replicas = [np.asarray(shard.data) for shard in leaf.addressable_shards]
+        assert len(replicas) == G
+        for replica in replicas[1:]:
+            np.testing.assert_array_equal(replica, replicas[0], jax.tree_util.keystr(path))
+    still = {
+        f"{module}/{name}"
+        for module, leaves in params.items()
+        for name, leaf in leaves.items()
+        if (leaf == np.asarray(state.params[module][name])).all()
+    }
+    assert still == {
+        "encoder.wte/embedding",
+        "predict_return/bias",
+        "predict_return/kernel",
+        "predict_state/bias",
+        "predict_state/kernel",
+    }
+
+
+def test_the_state_is_donated(state, dropping_call):
+    run(dropping_call, state, [make_batch(RAGGED)])
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state))
+
+
+def test_dropout_is_a_function_of_seed_step_and_device(params, dropping_call):
+    # Every device gets the same two segments, but only one device's are valid: the
+    # loss is that of its own dropout.
+    pair = make_batch([3, 4])
+    losses = {}
+    for step in (0, 0, 1):
+        for device in range(G):
+            batch = jax.tree.map(lambda x: np.concatenate([x] * G), pair)
+            batch.attention_mask[: 2 * device] = 0
+            batch.attention_mask[2 * device + 2 :] = 0
+            state = init_state(params, RECIPE)._replace(step=jnp.int32(step))
+            _, loss, _ = run(dropping_call, replicate(state), [batch])
+            losses.setdefault((step, device), []).extend(loss)
+    assert all(first == again for first, again in (losses[0, d] for d in range(G)))
+    assert len({found[0] for found in losses.values()}) == 2 * G
+    reseeded = make_call(DROPPING, RECIPE, seed=1)
+    _, loss, _ = run(reseeded, replicate(init_state(params, RECIPE)), [batch])
+    assert loss[0] != losses[0, G - 1][0]
