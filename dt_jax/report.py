@@ -183,10 +183,10 @@ Next:
   python main.py --config configs/base.py --config.data.path=YOUR_DATASET"""
 
 
-def model_card(config: dict, data: dict, records: list[dict], fields: dict) -> str:
+def model_card(recipe: dict, data: dict, records: list[dict], fields: dict) -> str:
     """The README.md of an exported folder: recipe, data, loss, how to act in torch.
 
-    `config`, `data` and `records` are a run's config.json, data_report.json and
+    `recipe`, `data` and `records` are a run's config.json, data_report.json and
     metrics.jsonl; `fields` are the model's.
     """
     quantiles = "\n".join(
@@ -199,10 +199,10 @@ def model_card(config: dict, data: dict, records: list[dict], fields: dict) -> s
             ("return-to-go / scale", "returns_to_go"),
         )
     )
-    recipe = "\n".join(
+    keys = "\n".join(
         f"| {section}.{key} | {value} |"
         for section in ("data", "model", "optimizer", "train")
-        for key, value in config[section].items()
+        for key, value in recipe[section].items()
         if key not in ("path", "init_from")
     )
     losses = "\n".join(
@@ -210,7 +210,7 @@ def model_card(config: dict, data: dict, records: list[dict], fields: dict) -> s
         for record in records[:: max(1, len(records) // 10)] + records[-1:]
     )
     return CARD.format(
-        data=data, quantiles=quantiles, recipe=recipe, losses=losses, **fields
+        data=data, quantiles=quantiles, recipe=keys, losses=losses, **fields
     )
 
 
@@ -281,8 +281,8 @@ def _warnings(report, sampler, action_tanh):
         )
     if report["constant_features"]:
         warnings.append(
-            f"{len(report['constant_features'])} features never change: their std is "
-            "1e-6, and one that moves later is multiplied by a million"
+            f"{len(report['constant_features'])} features never change: their std "
+            "is near 0, and one that moves later is multiplied by up to a million"
         )
     if report["repeated_trajectories"]:
         warnings.append(
