@@ -173,7 +173,9 @@ def test_memory_plan_counts_the_bytes_of_items_and_store():
         with closing(feed.items([(0, U)])) as items:
             trees = {"item": next(items), "store": feed.store}
         found = {
-            name: sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(tree))
+            name: sum(
+                x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(tree)
+            )
             for name, tree in trees.items()
         }
         sent = CALLS_AHEAD * found["item"] + found["store"]

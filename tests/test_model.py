@@ -12,7 +12,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from dt_jax.hf_weights import export_hf, import_hf
-from dt_jax.model import ACTIVATIONS, DecisionTransformer, init_params
+from dt_jax.model import ACTIVATIONS, DecisionTransformer, dropout, init_params
 
 GOLDEN = Path(__file__).parent / "golden"
 NAMES = sorted(path.parent.name for path in GOLDEN.glob("*/golden.npz"))
@@ -157,6 +157,26 @@ def test_dropout_drops_at_its_rate_and_scales_what_stays(field, module, beside, 
     assert len(np.unique(nearest, axis=0)) == 64  # no two samples are dropped alike
     # Four standard errors of a rate measured on 64 x 62 draws.
     assert (nearest == 0).mean() == pytest.approx(RATE**draws, abs=0.03)
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.5, 0.9])
+def test_dropout_masks_are_fair_and_independent(rate):
+    x = jnp.ones((64, 60, 128))
+    keys = [jax.random.fold_in(jax.random.key(0), number) for number in range(4)]
+    masks = np.stack([np.asarray(dropout(x, rate, key)) == 0 for key in keys])
+    error = np.sqrt(rate * (1 - rate) / x.size)
+    assert np.abs(masks.mean(axis=(1, 2, 3)) - rate).max() < 4 * error
+    # No axis has a place that drops more often than chance (5 sigma of many places).
+    for axis in ((1, 2), (1, 3), (2, 3)):
+        places = masks.mean(axis=axis)
+        spread = np.sqrt(rate * (1 - rate) * places[0].size / x.size)
+        assert np.abs(places - rate).max() < 5 * spread
+    # Between keys, and between neighbours in each direction: no correlation.
+    flat = masks.reshape(4, -1).astype(np.float64)
+    pairs = [np.corrcoef(flat)[np.triu_indices(4, 1)]]
+    for shift in (1, 2, 128, 128 * 60, 1 << 16):
+        pairs.append([np.corrcoef(row[shift:], row[:-shift])[0, 1] for row in flat])
+    assert np.abs(np.concatenate(pairs)).max() < 5 / np.sqrt(x.size)
 
 
 def test_the_two_residual_dropouts_of_a_block_are_independent():

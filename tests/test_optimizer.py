@@ -67,7 +67,9 @@ def schedule(total_steps, **changes):
 def names_where(condition, *trees):
     """The 'module/leaf' names of the leaves for which the condition holds."""
     holds = jax.tree.map(condition, *trees)
-    return {f"{m}/{leaf}" for m, leaves in holds.items() for leaf in leaves if leaves[leaf]}
+    return {
+        f"{m}/{leaf}" for m, leaves in holds.items() for leaf in leaves if leaves[leaf]
+    }
 
 
 @pytest.mark.parametrize(("final", "decay"), [("final", 1e-4), ("final_heavy", 1.0)])

@@ -2,7 +2,6 @@
 """A run leaves what it promises, and a kill changes nothing of where it ends."""
 
 import json
-import os
 import shutil
 import signal
 import subprocess

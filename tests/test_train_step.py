@@ -130,9 +130,7 @@ def test_an_update_on_paper(params):
     batch.actions[1, 3:] = [[0.5, 0.6]]
     optimizer = optax.sgd(2.0)
     update = jax.jit(partial(step_of, optimizer=optimizer))
-    state, metrics = update(
-        init_state(params, optimizer), batch, key=jax.random.key(0)
-    )
+    state, metrics = update(init_state(params, optimizer), batch, key=jax.random.key(0))
     predicted = np.tanh([0.5, -0.25])
     error_NxA = predicted - np.array([[0.1, 0.2], [0.3, 0.4], [0.5, 0.6]])
     # The mean is over 3 valid steps and 2 dimensions.
@@ -203,7 +201,9 @@ def test_replicas_agree_and_untrained_heads_rest(state, params, dropping_call):
         replicas = [np.asarray(shard.data) for shard in leaf.addressable_shards]
         assert len(replicas) == G
         for replica in replicas[1:]:
-            np.testing.assert_array_equal(replica, replicas[0], jax.tree_util.keystr(path))
+            np.testing.assert_array_equal(
+                replica, replicas[0], jax.tree_util.keystr(path)
+            )
     still = {
         f"{module}/{name}"
         for module, leaves in params.items()

@@ -1,0 +1,260 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a user types: every mistake is one line that names it, every key is read."""
+
+import json
+import runpy
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from absl import flags
+from ml_collections import ConfigDict
+
+from configs import base, notebook
+from dt_jax import train
+from dt_jax.readers import save_trajectories
+
+ROOT = Path(__file__).parent.parent
+BASE = "--config=configs/base.py"
+pytestmark = pytest.mark.filterwarnings(  # of ml_collections' own
+    "ignore:the load_module:DeprecationWarning"
+)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _compile_fast():
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    generator = np.random.default_rng(0)
+    path = tmp_path_factory.mktemp("data") / "dataset"
+    episodes = [
+        {
+            "observations": generator.normal(size=(length, 3)),
+            "actions": generator.uniform(-1, 1, size=(length, 2)),
+            "rewards": generator.normal(size=length),
+            "dones": np.arange(length) == length - 1,
+        }
+        for length in range(1, 9)
+    ]
+    save_trajectories(path, episodes)
+    return path
+
+
+@pytest.fixture
+def prompt(monkeypatch, capsys, tmp_path):
+    """Runs main.py with these arguments, in this process; its status and output."""
+    monkeypatch.chdir(ROOT)
+    known = set(flags.FLAGS)
+
+    def run(*args):
+        monkeypatch.setattr(sys, "argv", ["main.py", *map(str, args)])
+        try:
+            with pytest.raises(SystemExit) as end:
+                runpy.run_path("main.py", run_name="__main__")
+        finally:
+            for name in set(flags.FLAGS) - known:
+                delattr(flags.FLAGS, name)
+            flags.FLAGS.unparse_flags()
+        return end.value.code, *capsys.readouterr()
+
+    return run
+
+
+def assert_refused(answer, names):
+    status, _, told = answer
+    assert status == 2
+    assert told.startswith("error: ")
+    assert told.count("\n") == 1
+    assert told.endswith("\n")
+    for name in names:
+        assert name in told
+
+
+unnamed = pytest.mark.xfail(strict=True, reason="the mistyped key is not named")
+crashes = pytest.mark.xfail(strict=True, reason="ends in a traceback")
+accepted = pytest.mark.xfail(strict=True, reason="is accepted")
+
+
+@pytest.mark.parametrize(
+    ("args", "names"),
+    [
+        ([], ["--config"]),
+        (["--config=configs/none.py"], ["configs/none.py", "no such file"]),
+        (["--config=configs"], ["configs", "no such file"]),
+        ([BASE, "--mode=fly"], ["--mode=fly", "train", "inspect"]),
+        ([BASE, "stray"], ["stray"]),
+        ([BASE, "--batch_size=3"], ["batch_size"]),
+        ([BASE, "--config.model.width=3"], ["--config.model.width=3"]),
+        ([BASE, "--config.nothing.width=3"], ["--config.nothing.width=3"]),
+        pytest.param(
+            [BASE, "--config.train.bath_size=3"], ["train.bath_size"], marks=unnamed
+        ),
+        ([BASE, "--config.train.batch_size=many"], ["train.batch_size=many"]),
+        ([BASE, "--config.train.batch_size=1.5"], ["train.batch_size=1.5"]),
+        ([BASE, "--config.model.action_tanh=maybe"], ["action_tanh", "maybe"]),
+        ([BASE, "--config.data=3"], ["config.data=3"]),
+    ],
+)
+def test_a_wrong_command_line_is_refused(prompt, tmp_path, args, names):
+    workdir = tmp_path / "run"
+    assert_refused(prompt(*args, f"--workdir={workdir}"), names)
+    assert not workdir.exists()
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("seed", -1),
+        pytest.param("seed", 2**70, marks=crashes),
+        ("data.path", "/no/such/folder"),
+        ("data.context_length", 0),
+        ("data.max_ep_len", 0),
+        ("data.max_ep_len", 5000),
+        ("data.return_scale", 0.0),
+        ("data.discount", 1.5),
+        ("data.weighting", "both"),
+        ("data.placement", "moon"),
+        ("model.n_head", 3),
+        ("model.n_head", 0),
+        ("model.n_layer", 0),
+        ("model.hidden_size", 0),
+        ("model.n_inner", -1),
+        ("model.max_ep_len", 984),
+        ("model.activation_function", "prelu"),
+        ("model.dtype", "int8"),
+        ("model.resid_pdrop", 1.5),
+        ("model.embd_pdrop", -0.1),
+        ("optimizer.learning_rate", -1.0),
+        ("optimizer.adam_beta1", 1.0),
+        ("optimizer.max_grad_norm", 0.0),
+        ("optimizer.warmup_ratio", 2.0),
+        ("optimizer.lr_scheduler_type", "polynomial"),
+        pytest.param("train.num_train_epochs", 0, marks=unnamed),
+        ("train.batch_size", 0),
+        ("train.updates_per_call", 0),
+        ("train.save_steps", 0),
+        ("train.save_total_limit", 0),
+        pytest.param("train.logging_steps", 0, marks=accepted),
+        pytest.param("train.batch_size", 6, marks=accepted),
+    ],
+)
+def test_a_wrong_value_is_refused_before_anything_is_done(
+    prompt, tmp_path, dataset, key, value
+):
+    workdir = tmp_path / "run"
+    settings = {"config.data.path": dataset} | {f"config.{key}": value}
+    args = [f"--{name}={setting}" for name, setting in settings.items()]
+    answer = prompt(BASE, "--mode=inspect", f"--workdir={workdir}", *args)
+    assert_refused(answer, [key, str(value)])
+    assert not workdir.exists()
+
+
+def test_a_batch_that_does_not_divide_is_refused_by_train(prompt, tmp_path, dataset):
+    workdir = tmp_path / "run"
+    small = ("hidden_size=8", "n_layer=1")
+    answer = prompt(
+        BASE,
+        f"--workdir={workdir}",
+        f"--config.data.path={dataset}",
+        "--config.train.batch_size=6",
+        *(f"--config.model.{setting}" for setting in small),
+    )
+    assert_refused(answer, ["train.batch_size=6", "4 and 8"])
+    assert not (workdir / "metrics.jsonl").exists()
+    assert list(workdir.glob("checkpoints/*")) == []
+
+
+def test_inspect_reports_on_the_data_and_trains_nothing(prompt, tmp_path, dataset):
+    workdir = tmp_path / "run"
+    args = ("--mode=inspect", f"--workdir={workdir}", f"--config.data.path={dataset}")
+    status, told, errors = prompt(BASE, *args)
+    assert (status, errors) == (0, "")
+    assert "8 trajectories, 36 steps" in told
+    assert [path.name for path in workdir.iterdir()] == ["data_report.json"]
+    report = json.loads((workdir / "data_report.json").read_text())
+    assert (report["trajectories"], report["steps"]) == (8, 36)
+
+
+def flat(config, prefix=""):
+    values = {}
+    for key, value in config.items():
+        inner = isinstance(value, ConfigDict)
+        values |= flat(value, f"{prefix}{key}.") if inner else {prefix + key: value}
+    return values
+
+
+class Listener:
+    """A config that notes which of its keys are read."""
+
+    def __init__(self, config, read, prefix=""):
+        self._config, self._read, self._prefix = config, read, prefix
+
+    def __getitem__(self, key):
+        value = self._config[key]
+        if isinstance(value, ConfigDict):
+            return Listener(value, self._read, f"{self._prefix}{key}.")
+        self._read.add(self._prefix + key)
+        return value
+
+    __getattr__ = __getitem__
+
+    def keys(self):
+        return self._config.keys()
+
+    def to_dict(self):
+        return self._config.to_dict()
+
+
+def test_every_key_is_read(tmp_path, dataset):
+    config, read = base.get_config(), set()
+    config.model.update({"hidden_size": 8, "n_layer": 1})
+    config.data.path, config.train.num_train_epochs = str(dataset), 1
+    config.train.nobody_reads_this = 1
+    train.train(Listener(config, read), tmp_path)
+    assert flat(config).keys() - read == {"train.nobody_reads_this"}
+
+
+def test_the_notebooks_config_changes_keys_that_exist():
+    defaults, changed = flat(base.get_config()), flat(notebook.get_config())
+    assert changed.keys() == defaults.keys()
+    for key, value in changed.items():
+        assert type(value) is type(defaults[key]), key
+
+
+def test_the_defaults_are_the_notebooks_recipe():
+    recipe = {
+        "data.context_length": 20,
+        "data.max_ep_len": 985,
+        "data.return_scale": 1000.0,
+        "data.discount": 1.0,
+        "model.hidden_size": 128,
+        "model.n_layer": 3,
+        "model.n_head": 1,
+        "model.activation_function": "relu",
+        "model.max_ep_len": 4096,
+        "model.action_tanh": True,
+        "model.resid_pdrop": 0.1,
+        "model.embd_pdrop": 0.1,
+        "model.attn_pdrop": 0.1,
+        "optimizer.learning_rate": 1e-4,
+        "optimizer.weight_decay": 1e-4,
+        "optimizer.adam_beta1": 0.9,
+        "optimizer.adam_beta2": 0.999,
+        "optimizer.adam_epsilon": 1e-8,
+        "optimizer.max_grad_norm": 0.25,
+        "optimizer.warmup_ratio": 0.1,
+        "optimizer.lr_scheduler_type": "linear",
+        "train.num_train_epochs": 120,
+        "train.max_steps": 0,
+        "train.batch_size": 64,
+    }
+    for config in (base.get_config(), notebook.get_config()):
+        values = flat(config)
+        assert {key: values[key] for key in recipe} == recipe
