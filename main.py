@@ -7,6 +7,7 @@
 Flags, and the hand-over to the mode; everything else can be imported from dt_jax.
 """
 
+import re
 import sys
 from pathlib import Path
 
@@ -30,8 +31,8 @@ def main(argv: list[str]) -> int:
     try:
         rest = flags.FLAGS(argv)[1:]
     except (AttributeError, KeyError) as error:  # ml_collections' for an unknown key
-        key = str(error).strip("\"'")
-        flag = " ".join(arg for arg in argv if f".{key}" in arg.split("=")[0])
+        key = re.search(r"\w+", str(error))[0]
+        flag = " ".join(arg for arg in argv if key in re.split(r"[.=]", arg))
         return _refuse(f"{flag}: no such key; configs/base.py has them all")
     except (flags.Error, TypeError, ValueError) as error:
         return _refuse(f"{error}; see python main.py --help and configs/base.py")

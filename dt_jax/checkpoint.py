@@ -6,6 +6,7 @@ A digest for each array is kept beside it, because orbax restores a flipped byte
 an error; a step that fails its digests is passed over for the one before.
 """
 
+import json
 import os
 import re
 from contextlib import closing
@@ -97,7 +98,7 @@ class Checkpoints:
             return
         # The copy comes first: the caller's next step donates these buffers.
         arrays = {path: np.array(leaf) for path, leaf in flatten(tree).items()}
-        digests = {path: _digest(array) for path, array in arrays.items()}
+        digests = _digests(arrays, record)
         self._manager.save(
             step,
             args=ocp.args.Composite(
@@ -150,10 +151,10 @@ class Checkpoints:
         record = restored["record"]
         digests = record.pop("digests")
         arrays = {path: np.asarray(leaf) for path, leaf in restored["state"].items()}
-        found = {path: _digest(array) for path, array in arrays.items()}
+        found = _digests(arrays, record)
         wrong = [p for p in digests.keys() | found if digests.get(p) != found.get(p)]
         if wrong:
-            raise ValueError(f"array {min(wrong)} differs from what was saved")
+            raise ValueError(f"{min(wrong)} differs from what was saved")
         return Checkpoint(step, arrays, record)
 
 
@@ -184,6 +185,10 @@ def unflatten(tree, arrays: dict[str, np.ndarray]):
     return jax.tree.map_with_path(pick, tree)
 
 
-def _digest(array: np.ndarray) -> str:
-    header = f"{array.dtype}{array.shape}".encode()
-    return xxhash.xxh3_128_hexdigest(header + np.ascontiguousarray(array).tobytes())
+def _digests(arrays, record) -> dict[str, str]:
+    """A digest of each array, with its type and shape, and one of the record."""
+    digests = {"record": json.dumps(record, sort_keys=True).encode()}
+    for path, array in arrays.items():
+        header = f"{array.dtype}{array.shape}".encode()
+        digests[path] = header + np.ascontiguousarray(array).tobytes()
+    return {path: xxhash.xxh3_128_hexdigest(data) for path, data in digests.items()}

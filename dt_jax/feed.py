@@ -51,18 +51,9 @@ class Feed:
 
     def __init__(self, sampler: SegmentSampler, placement: str):
         """`placement` is 'host' or 'device'; see `choose_placement`."""
-        num_devices = jax.device_count()
-        if sampler.batch_size % num_devices:
-            below = sampler.batch_size // num_devices * num_devices
-            nearest = [size for size in (below, below + num_devices) if size]
-            raise ValueError(
-                f"train.batch_size={sampler.batch_size} does not divide by the "
-                f"{num_devices} devices; the nearest that do are "
-                f"{' and '.join(map(str, nearest))}"
-            )
         self._sampler = sampler
         local = jax.local_devices()
-        self._per_device = sampler.batch_size // num_devices
+        self._per_device = _per_device(sampler.batch_size)
         self._first = jax.process_index() * len(local) * self._per_device
         self._num_local = len(local)
         mesh = Mesh(np.array(local), ("devices",))
@@ -160,6 +151,9 @@ def memory_plan(
 
     Counts what stays: the train state (`state_bytes`), the calls sent ahead, and the
     store. The temporaries of an update come on top.
+
+    Raises:
+      ValueError: the batch does not divide by the devices.
     """
     trajectories = sampler.trajectories
     num_rows, state_dim = trajectories.states.shape
@@ -168,7 +162,7 @@ def memory_plan(
         CALLS_AHEAD
         * updates_per_call
         * sampler.context_length
-        * (sampler.batch_size // jax.device_count())
+        * _per_device(sampler.batch_size)
     )
     batches = steps_ahead * (step_bytes + 8)
     return {
@@ -206,6 +200,18 @@ def choose_placement(placement: str, plan: dict) -> tuple[str, str]:
         f"{needed / 1e9:.1f} GB {'fit' if fits else 'do not fit'} into "
         f"{DEVICE_SHARE:.0%} of the device's {limit / 1e9:.1f} GB",
     )
+
+
+def _per_device(batch_size) -> int:
+    num_devices = jax.device_count()
+    if batch_size % num_devices:
+        below = batch_size // num_devices * num_devices
+        nearest = [size for size in (below, below + num_devices) if size]
+        raise ValueError(
+            f"train.batch_size={batch_size} does not divide by the {num_devices} "
+            f"devices; the nearest that do are {' and '.join(map(str, nearest))}"
+        )
+    return batch_size // num_devices
 
 
 def _resident(sampler, everywhere) -> Store:

@@ -51,7 +51,8 @@ class Meter:
         self._window_sum = saved["window_sum"]
         self._window_size = saved["window_size"]
         self._started = time.perf_counter() - saved["runtime"]
-        self._window_started, self._timed_from = time.perf_counter(), self.step
+        self._updated = self._window_started = time.perf_counter()
+        self._timed_from = self.step
 
     def state(self) -> dict:
         """For the checkpoint; as JSON every bit of a float survives."""
@@ -69,15 +70,19 @@ class Meter:
         The loss of a record is the mean since the record before, as HF logs it; the
         rest is of the window's last update. The last window may be a short one.
         """
+        # A call tells no times of its updates: they share its own evenly.
+        now = time.perf_counter()
+        share, clock = (now - self._updated) / len(losses), self._updated
+        self._updated = now
         for loss, grad_norm in zip(losses, grad_norms, strict=True):
             self.step += 1
+            clock += share
             self._loss_sum += float(loss)
             self._window_sum += float(loss)
             self._window_size += 1
             if self.step % self._logging_steps and self.step != self._total_steps:
                 continue
-            now = time.perf_counter()
-            rate = (self.step - self._timed_from) / (now - self._window_started)
+            rate = (self.step - self._timed_from) / (clock - self._window_started)
             yield {
                 "step": self.step,
                 "epoch": self.step / self._steps_per_epoch,
@@ -88,7 +93,7 @@ class Meter:
                 "samples_per_second": rate * self._batch_size,
             }
             self._window_sum, self._window_size = 0.0, 0
-            self._window_started, self._timed_from = now, self.step
+            self._window_started, self._timed_from = clock, self.step
 
     def summary(self) -> dict:
         """The figures of a whole run under HF's names; pauses do not count."""

@@ -145,12 +145,12 @@ def describe(report: dict) -> str:
         f"  repeated trajectories: {report['repeated_trajectories']}; "
         f"with a done inside: {'unknown' if inner is None else inner}; "
         f"clipped timesteps: {report['clipped_timesteps']}",
-        f"  memory, placement {report['placement']}: "
-        + "; ".join(
-            f"'{name}' {_bytes(plan['device_bytes'])} on each device, "
-            f"{_bytes(plan['host_bytes'])} on the host"
+        *(
+            f"  memory, placement '{name}': {_bytes(plan['device_bytes'])} on each "
+            f"device, {_bytes(plan['host_bytes'])} on the host"
             for name, plan in report["memory_plan"].items()
         ),
+        f"  placement: {report['placement']}",
     ]
     return "\n".join(lines + [f"  warning: {text}" for text in report["warnings"]])
 

@@ -78,8 +78,8 @@ class SegmentSampler:
             raise ValueError(
                 f"data.weighting={weighting!r}: expected {' or '.join(WEIGHTINGS)}"
             )
-        if seed < 0:
-            raise ValueError(f"seed={seed}: expected 0 or more")
+        if not 0 <= seed < 2**32:
+            raise ValueError(f"seed={seed}: expected 0 to 2**32 - 1")
         self.trajectories = trajectories
         self.batch_size = batch_size
         self.context_length = context_length

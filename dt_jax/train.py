@@ -90,7 +90,7 @@ def train(config: ConfigDict, workdir: Path) -> None:
         if checkpoint is not None:
             _check_same_run(run, checkpoint.record)
             meter = checkpoint.record["meter"]
-            if checkpoint.step >= run.total_steps:
+            if checkpoint.step >= run.total_steps and _is_concluded(run):
                 print(
                     f"{workdir}: complete at update {checkpoint.step:,}, nothing to do"
                 )
@@ -115,7 +115,9 @@ class _Run:
                 f"data.max_ep_len={data.max_ep_len}: the table has no row for the last "
                 "timesteps"
             )
-        for key in ("updates_per_call", "save_steps", "save_total_limit"):
+        positive = ("updates_per_call", "logging_steps", "save_steps")
+        epochs = ("num_train_epochs",) if config.train.max_steps <= 0 else ()
+        for key in (*positive, "save_total_limit", *epochs):
             if config.train[key] < 1:
                 raise ValueError(
                     f"train.{key}={config.train[key]}: expected at least 1"
@@ -288,6 +290,13 @@ def _conclude(run, meter, state) -> None:
     report.draw_loss(workdir / "report" / "loss.png", records)
     _write_json(workdir / "summary.json", summary)
     print(report.describe_run(workdir, summary, records[-1]["loss"]))
+
+
+def _is_concluded(run) -> bool:
+    """False when a kill came between the last save and its summary."""
+    path = run.workdir / "summary.json"
+    summary = json.loads(path.read_text()) if path.is_file() else {"global_step": 0}
+    return summary["global_step"] >= run.total_steps
 
 
 def _normalization(run) -> dict:

@@ -116,14 +116,16 @@ def test_losses_do_not_depend_on_the_placement():
     assert len(set(losses["host"])) == 2 * U
 
 
-def test_a_fault_of_the_thread_is_raised_where_the_items_are_read(feed, monkeypatch):
-    def draw(step, right=feed._sampler.draw):
+def test_a_fault_of_the_thread_is_raised_where_the_items_are_read(monkeypatch):
+    sampler = make_sampler()
+
+    def draw(step, whole=sampler.draw):
         if step == 2:
             raise OSError("the disk is gone")
-        return right(step)
+        return whole(step)
 
-    monkeypatch.setattr(feed._sampler, "draw", draw)
-    items = feed.items([(0, 1), (1, 1), (2, 1), (3, 1)])
+    monkeypatch.setattr(sampler, "draw", draw)
+    items = Feed(sampler, "host").items((step, 1) for step in range(4))
     next(items), next(items)
     with pytest.raises(OSError, match="the disk is gone"):
         next(items)

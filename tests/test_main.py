@@ -77,11 +77,6 @@ def assert_refused(answer, names):
         assert name in told
 
 
-unnamed = pytest.mark.xfail(strict=True, reason="the mistyped key is not named")
-crashes = pytest.mark.xfail(strict=True, reason="ends in a traceback")
-accepted = pytest.mark.xfail(strict=True, reason="is accepted")
-
-
 @pytest.mark.parametrize(
     ("args", "names"),
     [
@@ -93,9 +88,7 @@ accepted = pytest.mark.xfail(strict=True, reason="is accepted")
         ([BASE, "--batch_size=3"], ["batch_size"]),
         ([BASE, "--config.model.width=3"], ["--config.model.width=3"]),
         ([BASE, "--config.nothing.width=3"], ["--config.nothing.width=3"]),
-        pytest.param(
-            [BASE, "--config.train.bath_size=3"], ["train.bath_size"], marks=unnamed
-        ),
+        ([BASE, "--config.train.bath_size=3"], ["train.bath_size"]),
         ([BASE, "--config.train.batch_size=many"], ["train.batch_size=many"]),
         ([BASE, "--config.train.batch_size=1.5"], ["train.batch_size=1.5"]),
         ([BASE, "--config.model.action_tanh=maybe"], ["action_tanh", "maybe"]),
@@ -108,11 +101,17 @@ def test_a_wrong_command_line_is_refused(prompt, tmp_path, args, names):
     assert not workdir.exists()
 
 
+def test_an_error_of_many_lines_is_told_in_one(prompt, tmp_path):
+    config = tmp_path / "config.py"
+    config.write_text("def get_config():\n    raise ValueError('two\\nlines')\n")
+    assert_refused(prompt(f"--config={config}"), [str(config), "two lines"])
+
+
 @pytest.mark.parametrize(
     ("key", "value"),
     [
         ("seed", -1),
-        pytest.param("seed", 2**70, marks=crashes),
+        ("seed", 2**70),
         ("data.path", "/no/such/folder"),
         ("data.context_length", 0),
         ("data.max_ep_len", 0),
@@ -136,13 +135,13 @@ def test_a_wrong_command_line_is_refused(prompt, tmp_path, args, names):
         ("optimizer.max_grad_norm", 0.0),
         ("optimizer.warmup_ratio", 2.0),
         ("optimizer.lr_scheduler_type", "polynomial"),
-        pytest.param("train.num_train_epochs", 0, marks=unnamed),
+        ("train.num_train_epochs", 0),
         ("train.batch_size", 0),
         ("train.updates_per_call", 0),
         ("train.save_steps", 0),
         ("train.save_total_limit", 0),
-        pytest.param("train.logging_steps", 0, marks=accepted),
-        pytest.param("train.batch_size", 6, marks=accepted),
+        ("train.logging_steps", 0),
+        ("train.batch_size", 6),
     ],
 )
 def test_a_wrong_value_is_refused_before_anything_is_done(
@@ -228,33 +227,19 @@ def test_the_notebooks_config_changes_keys_that_exist():
         assert type(value) is type(defaults[key]), key
 
 
-def test_the_defaults_are_the_notebooks_recipe():
-    recipe = {
-        "data.context_length": 20,
-        "data.max_ep_len": 985,
-        "data.return_scale": 1000.0,
-        "data.discount": 1.0,
-        "model.hidden_size": 128,
-        "model.n_layer": 3,
-        "model.n_head": 1,
-        "model.activation_function": "relu",
-        "model.max_ep_len": 4096,
-        "model.action_tanh": True,
-        "model.resid_pdrop": 0.1,
-        "model.embd_pdrop": 0.1,
-        "model.attn_pdrop": 0.1,
-        "optimizer.learning_rate": 1e-4,
-        "optimizer.weight_decay": 1e-4,
-        "optimizer.adam_beta1": 0.9,
-        "optimizer.adam_beta2": 0.999,
-        "optimizer.adam_epsilon": 1e-8,
-        "optimizer.max_grad_norm": 0.25,
-        "optimizer.warmup_ratio": 0.1,
-        "optimizer.lr_scheduler_type": "linear",
-        "train.num_train_epochs": 120,
-        "train.max_steps": 0,
-        "train.batch_size": 64,
-    }
-    for config in (base.get_config(), notebook.get_config()):
-        values = flat(config)
-        assert {key: values[key] for key in recipe} == recipe
+@pytest.mark.parametrize("file", [base, notebook])
+def test_the_defaults_are_the_notebooks_recipe(file):
+    recipe = """
+        data.context_length 20, data.max_ep_len 985, data.return_scale 1000.0,
+        data.discount 1.0, model.hidden_size 128, model.n_layer 3, model.n_head 1,
+        model.activation_function relu, model.max_ep_len 4096, model.action_tanh True,
+        model.resid_pdrop 0.1, model.embd_pdrop 0.1, model.attn_pdrop 0.1,
+        optimizer.learning_rate 0.0001, optimizer.weight_decay 0.0001,
+        optimizer.adam_beta1 0.9, optimizer.adam_beta2 0.999,
+        optimizer.adam_epsilon 1e-08, optimizer.max_grad_norm 0.25,
+        optimizer.warmup_ratio 0.1, optimizer.lr_scheduler_type linear,
+        train.num_train_epochs 120, train.max_steps 0, train.batch_size 64
+    """
+    values = flat(file.get_config())
+    for key, value in (entry.split() for entry in recipe.split(",")):
+        assert str(values[key]) == value, key

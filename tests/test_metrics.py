@@ -75,19 +75,9 @@ def test_windows_on_paper(clock):
     ]
 
 
-shared = pytest.mark.xfail(
-    strict=True, reason="windows that one call completes are timed one from the other"
-)
-
-
 @pytest.mark.parametrize(
     "calls",
-    [
-        [1] * 8,
-        pytest.param([2, 2, 2, 2], marks=shared),
-        pytest.param([2, 4, 2], marks=shared),
-        pytest.param([8], marks=shared),
-    ],
+    [[1] * 8, [2, 2, 2, 2], [2, 4, 2], [8]],
 )
 def test_windows_do_not_depend_on_the_calls(clock, calls):
     numbers = iter(range(1, 9))
@@ -126,7 +116,7 @@ def test_a_logging_interval_below_one_is_named():
         make_meter(logging_steps=0)
 
 
-@pytest.mark.parametrize("step", [6, 7, 8])
+@pytest.mark.parametrize("step", [6, 8])
 @pytest.mark.parametrize("tail", ["", '{"step": 9, "lo'])
 def test_records_beyond_the_resumed_step_are_dropped(tmp_path, tail, step):
     write(tmp_path, [3, 6, 9])
@@ -137,12 +127,6 @@ def test_records_beyond_the_resumed_step_are_dropped(tmp_path, tail, step):
     write(tmp_path, [9, 12], opened_at=step)
     assert path.read_text().splitlines(keepends=True)[:2] == kept
     assert steps_in(tmp_path) == [3, 6, 9, 12]
-
-
-def test_a_new_run_starts_an_empty_file(tmp_path):
-    write(tmp_path, [3, 6])
-    make_writer(tmp_path).close()
-    assert read_metrics(tmp_path / "metrics.jsonl") == []
 
 
 def test_a_line_cut_short_is_left_out(tmp_path):

@@ -251,11 +251,14 @@ def test_a_run_killed_and_terminated_ends_like_one_that_was_not(
     assert_ends_alike(workdir, complete)
 
 
-def test_a_damaged_last_checkpoint_is_made_again(complete, copy, dataset):
+# Reading a damaged file, tensorstore ends an event loop before its last call.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_damaged_last_checkpoint_is_made_again(complete, copy, dataset, capsys):
     step = copy / "checkpoints" / str(UPDATES)
     path = max(step.glob("state/**/d/*"), key=lambda path: path.stat().st_size)
-    path.write_bytes(path.read_bytes()[:-100])
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     train.train(make_config(dataset), copy)
+    assert f"going on from update {UPDATES - 6}" in capsys.readouterr().out
     assert_ends_alike(copy, complete)
 
 
@@ -266,7 +269,6 @@ def test_a_complete_run_started_again_changes_nothing(copy, dataset, capsys):
     assert files_of(copy) == before
 
 
-@pytest.mark.xfail(strict=True, reason="a complete run is not concluded a second time")
 def test_a_run_killed_before_its_summary_gets_one(copy, dataset):
     (copy / "summary.json").unlink()
     train.train(make_config(dataset), copy)
@@ -291,6 +293,26 @@ def test_other_settings_are_refused_and_the_run_is_untouched(copy, dataset):
     assert refused.stderr.count("\n") == 1
     for value in (8, 16):
         assert f"train.batch_size={value}" in refused.stderr
+    assert files_of(copy) == before
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"seed": 1},
+        {"data.weighting": "uniform"},
+        {"optimizer.learning_rate": 0.02},
+        pytest.param(
+            {"train.max_steps": UPDATES + 5, "train.logging_steps": 0},
+            marks=pytest.mark.xfail(strict=True, reason="config.json is overwritten"),
+        ),
+    ],
+)
+def test_a_run_that_is_refused_is_untouched(copy, dataset, changes):
+    before = files_of(copy)
+    key, value = list(changes.items())[-1]
+    with pytest.raises(ValueError, match=f"{key}={value}"):
+        train.train(make_config(dataset, **changes), copy)
     assert files_of(copy) == before
 
 
