@@ -198,15 +198,14 @@ def test_draws_follow_their_distribution(weighting):
 
 
 @pytest.mark.parametrize("weighting", ["length", "uniform"])
-def test_a_batch_of_any_size_costs_equally_many_python_operations(weighting):
-    def operations(batch_size):
+def test_a_batch_of_any_size_runs_equally_many_lines_of_python(weighting):
+    def lines_run(batch_size):
         sampler = make_sampler(weighting=weighting, batch_size=batch_size)
         count = 0
 
         def trace(frame, event, _):
             nonlocal count
-            frame.f_trace_opcodes = "dt_jax" in frame.f_code.co_filename
-            count += event == "opcode"
+            count += event == "line" and "dt_jax" in frame.f_code.co_filename
             return trace
 
         before = sys.gettrace()
@@ -217,7 +216,7 @@ def test_a_batch_of_any_size_costs_equally_many_python_operations(weighting):
             sys.settrace(before)
         return count
 
-    assert operations(4096) == operations(8) > 100
+    assert lines_run(4096) == lines_run(8) > 10
 
 
 def test_gather_reads_across_pieces_and_leaves_the_store_alone():
@@ -247,7 +246,7 @@ def test_gather_reads_across_pieces_and_leaves_the_store_alone():
         ({"return_scale": -1.0}, "data.return_scale=-1.0: expected above 0"),
         ({"return_scale": np.nan}, "data.return_scale=nan: expected above 0"),
         ({"weighting": "len"}, "data.weighting='len': expected length or uniform"),
-        ({"seed": -1}, "seed=-1: expected 0 or more"),
+        ({"seed": -1}, "seed=-1: expected 0 to 2**32 - 1"),
     ],
 )
 def test_bad_arguments_are_named(changes, message):

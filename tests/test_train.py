@@ -302,10 +302,7 @@ def test_other_settings_are_refused_and_the_run_is_untouched(copy, dataset):
         {"seed": 1},
         {"data.weighting": "uniform"},
         {"optimizer.learning_rate": 0.02},
-        pytest.param(
-            {"train.max_steps": UPDATES + 5, "train.logging_steps": 0},
-            marks=pytest.mark.xfail(strict=True, reason="config.json is overwritten"),
-        ),
+        {"train.max_steps": UPDATES + 5, "train.logging_steps": 0},
     ],
 )
 def test_a_run_that_is_refused_is_untouched(copy, dataset, changes):

@@ -26,7 +26,20 @@ RATES = ("resid_pdrop", "embd_pdrop", "attn_pdrop")
 PLAIN = DecisionTransformer(**SIZES, **dict.fromkeys(RATES, 0.0))
 DROPPING = DecisionTransformer(**SIZES, **dict.fromkeys(RATES, 0.5))
 MEAN, STD = np.float32([0.5, -1.0, 2.0]), np.float32([2.0, 0.5, 1.0])
+RAGGED = [1, 1, 1, 2, 4, 3, 4, 4]  # most valid steps fall on the last devices
 KEEP_GRADIENTS = optax.trace(decay=0.0)  # its state is the last gradients
+RECIPE = make_optimizer(
+    total_steps=10,
+    learning_rate=0.01,
+    weight_decay=1.0,
+    adam_beta1=0.9,
+    adam_beta2=0.999,
+    adam_epsilon=1e-8,
+    max_grad_norm=0.25,
+    warmup_ratio=0.0,
+    lr_scheduler_type="constant",
+)
+step_of = partial(train_step, model=PLAIN, state_mean=MEAN, state_std=STD)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -94,19 +107,6 @@ def run(call, state, batches):
     return state, np.asarray(metrics.loss), np.asarray(metrics.grad_norm)
 
 
-RECIPE = make_optimizer(
-    total_steps=10,
-    learning_rate=0.01,
-    weight_decay=1.0,
-    adam_beta1=0.9,
-    adam_beta2=0.999,
-    adam_epsilon=1e-8,
-    max_grad_norm=0.25,
-    warmup_ratio=0.0,
-    lr_scheduler_type="constant",
-)
-
-
 @pytest.fixture(scope="module")
 def dropping_call():
     return make_call(DROPPING, RECIPE)
@@ -115,10 +115,6 @@ def dropping_call():
 @pytest.fixture
 def state(params):
     return replicate(init_state(params, RECIPE))
-
-
-step_of = partial(train_step, model=PLAIN, state_mean=MEAN, state_std=STD)
-RAGGED = [1, 1, 1, 2, 4, 3, 4, 4]  # most valid steps fall on the last devices
 
 
 def test_an_update_on_paper(params):
