@@ -34,7 +34,7 @@ def main(argv: list[str]) -> int:
         key = re.search(r"\w+", str(error))[0]
         flag = " ".join(arg for arg in argv if key in re.split(r"[.=]", arg))
         return _refuse(f"{flag}: no such key; configs/base.py has them all")
-    except (flags.Error, TypeError, ValueError) as error:
+    except (flags.Error, TypeError, ValueError, SyntaxError) as error:
         return _refuse(f"{error}; see python main.py --help and configs/base.py")
     if rest:
         return _refuse(f"found {' '.join(rest)}, expected only --flags")

@@ -20,7 +20,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from dt_jax.segments import ACTION_PADDING, Batch, SegmentSampler
 
 PLACEMENTS = ("auto", "host", "device")
-CALLS_AHEAD = 2  # one being computed, one being sent
+CALLS_AHEAD = 4  # one being computed, one waiting for it, one ready, one being made
 DEVICE_SHARE = 0.8  # of a device's memory that 'auto' gives to store and state
 
 
@@ -75,7 +75,7 @@ class Feed:
         The iterator owns a thread; closing it (or leaving a `contextlib.closing`) ends
         the thread. A fault in the thread is raised here.
         """
-        ready = queue.Queue(maxsize=CALLS_AHEAD)
+        ready = queue.Queue(maxsize=CALLS_AHEAD - 3)
         closed = threading.Event()
 
         def put(entry):

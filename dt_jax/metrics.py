@@ -114,13 +114,14 @@ class MetricWriter:
     def __init__(
         self, workdir: str | os.PathLike, *, step: int, total_steps: int, wandb: bool
     ):
-        """Open the sinks at `step`; records beyond it are dropped.
-
-        Raises:
-          ValueError: `wandb` is asked for and not installed.
-        """
+        """Open the sinks at `step`; records beyond it are dropped."""
         workdir = Path(workdir)
-        self._wandb = _start_wandb(workdir) if wandb else None
+        self._wandb = None
+        if wandb:
+            import wandb  # not among the requirements: only who asks for it needs it
+
+            run = "-".join(workdir.resolve().parts[1:])
+            self._wandb = wandb.init(id=run, resume="allow", dir=str(workdir))
         path = workdir / "metrics.jsonl"
         kept = [record for record in read_metrics(path) if record["step"] <= step]
         scratch = path.with_suffix(".partial")
@@ -170,13 +171,3 @@ def read_metrics(path: str | os.PathLike) -> list[dict]:
         except json.JSONDecodeError:
             break
     return records
-
-
-def _start_wandb(workdir):
-    try:
-        import wandb
-    except ImportError:
-        raise ValueError(
-            "log.wandb=True needs the package wandb: pip install wandb"
-        ) from None
-    return wandb.init(id=workdir.resolve().name, resume="allow", dir=str(workdir))

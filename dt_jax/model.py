@@ -86,6 +86,11 @@ class DecisionTransformer(nn.Module):
             size = getattr(self, key)
             if size is not None and size < 1:
                 raise ValueError(f"model.{key}={size}: expected at least 1")
+        for key in ("layer_norm_epsilon", "initializer_range"):
+            if not 0 <= getattr(self, key) < math.inf:
+                raise ValueError(
+                    f"model.{key}={getattr(self, key)}: expected 0 or more, finite"
+                )
         for key in ("resid_pdrop", "embd_pdrop", "attn_pdrop"):
             if not 0 <= getattr(self, key) < 1:
                 raise ValueError(

@@ -39,8 +39,8 @@ def make_optimizer(
         ("weight_decay", weight_decay),
         ("adam_epsilon", adam_epsilon),
     ):
-        if not value >= 0:
-            raise ValueError(f"optimizer.{key}={value}: expected 0 or more")
+        if not 0 <= value < math.inf:
+            raise ValueError(f"optimizer.{key}={value}: expected 0 or more, finite")
     for key, value in (("adam_beta1", adam_beta1), ("adam_beta2", adam_beta2)):
         if not 0 <= value < 1:
             raise ValueError(f"optimizer.{key}={value}: expected 0 to 1, 1 excluded")

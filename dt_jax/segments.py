@@ -72,7 +72,7 @@ class SegmentSampler:
         ):
             if value < 1:
                 raise ValueError(f"{key}={value}: expected at least 1")
-        if not return_scale > 0:
+        if not 0 < return_scale < np.inf:
             raise ValueError(f"data.return_scale={return_scale}: expected above 0")
         if weighting not in WEIGHTINGS:
             raise ValueError(

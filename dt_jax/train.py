@@ -9,10 +9,13 @@ import json
 import math
 import os
 import signal
+import sys
 from contextlib import closing, contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 
 import jax
+import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
 
@@ -55,7 +58,7 @@ FREE_KEYS = {
 def inspect(config: ConfigDict, workdir: Path) -> None:
     """Print the data report and leave it as `data_report.json`; train nothing."""
     run = _Run(config, workdir)
-    _report_data(run, jax.eval_shape(run.first_state))
+    _report_data(run, jax.eval_shape(run.first_state, run.given))
 
 
 def export(config: ConfigDict, workdir: Path) -> None:
@@ -80,10 +83,10 @@ def train(config: ConfigDict, workdir: Path) -> None:
     Raises:
       ValueError, FileNotFoundError: the config, the data or the checkpoints are at
         fault; nothing of an existing run has been changed.
-      SystemExit: 128 + the signal's number after SIGTERM or SIGINT, the state saved.
+      SystemExit: 3 when the loss or its gradient is not finite, said in one line;
+        128 + the signal's number after SIGTERM or SIGINT, the state saved.
     """
     run = _Run(config, workdir)
-    state = jax.jit(run.first_state)()
     folder = workdir / "checkpoints"
     with closing(Checkpoints(folder, config.train.save_total_limit)) as checkpoints:
         checkpoint, meter = checkpoints.restore(), None
@@ -96,8 +99,11 @@ def train(config: ConfigDict, workdir: Path) -> None:
                 )
                 return
             checkpoints.forget_after(checkpoint.step)
-            state = unflatten({"state": state}, checkpoint.arrays)["state"]
+            expected = jax.eval_shape(run.first_state, run.given)
+            state = unflatten({"state": expected}, checkpoint.arrays)["state"]
             print(f"{workdir}: going on from update {checkpoint.step:,}")
+        else:
+            state = jax.jit(run.first_state)(run.given)
         feed = Feed(run.sampler, _report_data(run, state))
         _write_json(workdir / "config.json", config.to_dict())
         _loop(run, feed, replicate(state), run.meter(meter), checkpoints)
@@ -122,6 +128,8 @@ class _Run:
                 raise ValueError(
                     f"train.{key}={config.train[key]}: expected at least 1"
                 )
+        if config.log.wandb and not find_spec("wandb"):
+            raise ValueError("log.wandb=True needs the package: pip install wandb")
         self.sampler = SegmentSampler(
             load_trajectories(
                 data.path or _simulated_market(workdir),
@@ -141,11 +149,11 @@ class _Run:
             act_dim=self.trajectories.act_dim,
             **config.model,
         )
-        self.given = None
+        self.given = None  # the weights of train.init_from
         if config.train.init_from:
-            given = load_trained(config.train.init_from)
-            self.model = _take_over(self.model, given.fields, config.train.init_from)
-            self.given = given.params
+            trained = load_trained(config.train.init_from)
+            self.model = _take_over(self.model, trained.fields, config.train.init_from)
+            self.given = trained.params
         self.steps_per_epoch = math.ceil(
             self.trajectories.num_trajectories / config.train.batch_size
         )
@@ -163,12 +171,11 @@ class _Run:
         )
         self.optimizer = make_optimizer(total_steps=self.total_steps, **optimizer)
 
-    def first_state(self) -> TrainState:
-        """Of weights drawn by the seed, or given by `train.init_from`."""
-        params = self.given
-        if params is None:
-            params = init_params(self.model, jax.random.key(self.config.seed))
-        return init_state(params, self.optimizer)
+    def first_state(self, given: dict | None) -> TrainState:
+        """Of the given weights, or when there are none of weights drawn by the seed."""
+        if given is None:
+            given = init_params(self.model, jax.random.key(self.config.seed))
+        return init_state(given, self.optimizer)
 
     def meter(self, saved: dict | None) -> Meter:
         return Meter(
@@ -209,10 +216,22 @@ def _loop(run, feed, state, meter, checkpoints):
     )
 
     def look(metrics):
-        if metrics is not None:
-            for record in meter.update(*jax.device_get(metrics)):
-                writer.write(record)
-            writer.progress(meter.step)
+        if metrics is None:
+            return
+        losses, grad_norms = jax.device_get(metrics)
+        bad = np.flatnonzero(~np.isfinite(losses + grad_norms))
+        if len(bad):
+            writer.close()
+            print(
+                f"error: loss {losses[bad[0]]}, gradient norm {grad_norms[bad[0]]} at "
+                f"update {meter.step + bad[0] + 1}; checkpoints before it are kept, "
+                "try a lower optimizer.learning_rate",
+                file=sys.stderr,
+            )
+            raise SystemExit(3)
+        for record in meter.update(losses, grad_norms):
+            writer.write(record)
+        writer.progress(meter.step)
 
     items = feed.items(run.calls(meter.step))
     with closing(writer), closing(items), _signals() as caught:

@@ -155,7 +155,7 @@ def test_a_batch_that_does_not_divide_names_the_nearest_that_do(batch_size, near
 def test_memory_plan_on_paper():
     sampler = make_sampler(batch_size=8, context_length=5)
     plan = memory_plan(sampler, updates_per_call=6, state_bytes=1000)
-    steps = 2 * 6 * 5 * (8 // 4)  # calls ahead, U, K, B/G
+    steps = 4 * 6 * 5 * (8 // 4)  # calls ahead, U, K, B/G
     row = 4 * (3 + 2 + 1 + 1)  # state, action, reward and return-to-go in float32
     on_host, on_device = steps * (row + 4 + 4), steps * (4 + 4 + 4)
     assert plan == {

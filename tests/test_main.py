@@ -155,6 +155,14 @@ def test_a_wrong_value_is_refused_before_anything_is_done(
     assert not workdir.exists()
 
 
+def test_wandb_missing_is_named(prompt, tmp_path, dataset, monkeypatch):
+    monkeypatch.setattr(train, "find_spec", lambda name: None)
+    flags = (f"--config.data.path={dataset}", "--config.log.wandb=True")
+    answer = prompt(BASE, f"--workdir={tmp_path / 'run'}", *flags)
+    assert_refused(answer, ["log.wandb=True", "pip install wandb"])
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_batch_that_does_not_divide_is_refused_by_train(prompt, tmp_path, dataset):
     workdir = tmp_path / "run"
     small = ("hidden_size=8", "n_layer=1")

@@ -185,10 +185,3 @@ def test_wandb_gets_the_same_numbers(tmp_path, monkeypatch):
     write(tmp_path, [3, 6], wandb=True)
     assert logged == [(3, {"loss": 1.0}), (6, {"loss": 2.0})]
     assert finished == [True]
-
-
-def test_wandb_missing_is_named_before_anything_is_written(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(ValueError, match=r"^log\.wandb=True needs the package wandb"):
-        make_writer(tmp_path, wandb=True)
-    assert list(tmp_path.iterdir()) == []

@@ -2,6 +2,7 @@
 """A run leaves what it promises, and a kill changes nothing of where it ends."""
 
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -255,8 +256,8 @@ def test_a_run_killed_and_terminated_ends_like_one_that_was_not(
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_damaged_last_checkpoint_is_made_again(complete, copy, dataset, capsys):
     step = copy / "checkpoints" / str(UPDATES)
-    path = max(step.glob("state/**/d/*"), key=lambda path: path.stat().st_size)
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    for path in step.glob("state/**/d/*"):
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     train.train(make_config(dataset), copy)
     assert f"going on from update {UPDATES - 6}" in capsys.readouterr().out
     assert_ends_alike(copy, complete)
@@ -339,3 +340,18 @@ def test_without_a_dataset_the_simulated_market_is_made_once(tmp_path, capsys):
     train.train(make_config("", **{"train.max_steps": 2}), workdir)
     assert "complete at update 2" in capsys.readouterr().out
     assert files_of(workdir) == before
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(dataset, tmp_path, capsys):
+    config = make_config(dataset, **{"optimizer.learning_rate": 1e30})
+    with pytest.raises(SystemExit) as stopped:
+        train.train(config, tmp_path)
+    assert stopped.value.code == 3
+    (line,) = [x for x in capsys.readouterr().err.splitlines() if "error" in x]
+    assert re.match(r"error: loss nan, gradient norm nan at update \d+; ", line)
+    bad = int(re.search(r"update (\d+)", line)[1])
+    records = read_metrics(tmp_path / "metrics.jsonl")
+    assert all(np.isfinite(record["loss"]) for record in records)
+    with closing(Checkpoints(tmp_path / "checkpoints", None)) as checkpoints:
+        checkpoint = checkpoints.restore()
+    assert checkpoint is None or checkpoint.step < bad
