@@ -1,17 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Train a Decision Transformer.
 
-    python main.py --config configs/base.py [--workdir DIR]
-        [--mode train|inspect|export] [--config.section.key=value ...]
-
-Flags, and the hand-over to the mode; everything else can be imported from dt_jax.
+python main.py --config configs/base.py [--workdir DIR]
+    [--mode train|inspect|export] [--config.section.key=value ...]
 """
 
 import re
 import sys
 from pathlib import Path
 
-from absl import flags
+from absl import app, flags
 from ml_collections import config_flags
 
 CONFIG = config_flags.DEFINE_config_file("config", help_string="A file of configs/.")
@@ -19,11 +17,10 @@ WORKDIR = flags.DEFINE_string(
     "workdir", None, "The folder of the run; by default runs/<name of the config>."
 )
 MODE = flags.DEFINE_enum(
-    "mode",
-    "train",
-    ["train", "inspect", "export"],
+    "mode", "train", ["train", "inspect", "export"],
     "train; only report on the data; or write the trained weights for Hugging Face.",
-)
+)  # fmt: skip
+app.define_help_flags()
 
 
 def main(argv: list[str]) -> int:
@@ -36,10 +33,8 @@ def main(argv: list[str]) -> int:
         return _refuse(f"{flag}: no such key; configs/base.py has them all")
     except (flags.Error, TypeError, ValueError, SyntaxError) as error:
         return _refuse(f"{error}; see python main.py --help and configs/base.py")
-    if rest:
-        return _refuse(f"found {' '.join(rest)}, expected only --flags")
-    if CONFIG.value is None:
-        return _refuse("no --config given, expected for example configs/base.py")
+    if rest or CONFIG.value is None:
+        return _refuse(f"found {argv[1:]}, expected --config=configs/base.py and flags")
     file = Path(config_flags.get_config_filename(flags.FLAGS["config"]))
     if not file.is_file():
         return _refuse(f"--config={file}: no such file, expected e.g. configs/base.py")
@@ -50,7 +45,7 @@ def main(argv: list[str]) -> int:
 
     try:
         getattr(train, MODE.value)(CONFIG.value, workdir)
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:
         return _refuse(error)
     return 0
 

@@ -207,7 +207,7 @@ def model_card(recipe: dict, data: dict, records: list[dict], fields: dict) -> s
     )
     losses = "\n".join(
         f"| {record['step']} | {record['loss']:.5g} |"
-        for record in records[:: max(1, len(records) // 10)] + records[-1:]
+        for record in records[:: -max(1, len(records) // 10)][::-1]
     )
     return CARD.format(
         data=data, quantiles=quantiles, recipe=keys, losses=losses, **fields
