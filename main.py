@@ -5,6 +5,7 @@ python main.py --config configs/base.py [--workdir DIR]
     [--mode train|inspect|export] [--config.section.key=value ...]
 """
 
+import os
 import re
 import sys
 from pathlib import Path
@@ -13,18 +14,13 @@ from absl import app, flags
 from ml_collections import config_flags
 
 CONFIG = config_flags.DEFINE_config_file("config", help_string="A file of configs/.")
-WORKDIR = flags.DEFINE_string(
-    "workdir", None, "The folder of the run; by default runs/<name of the config>."
-)
-MODE = flags.DEFINE_enum(
-    "mode", "train", ["train", "inspect", "export"],
-    "train; only report on the data; or write the trained weights for Hugging Face.",
-)  # fmt: skip
+WORKDIR = flags.DEFINE_string("workdir", None, "By default runs/<name of the config>.")
+MODE = flags.DEFINE_enum("mode", "train", ["train", "inspect", "export"], "What to do.")
 app.define_help_flags()
 
 
 def main(argv: list[str]) -> int:
-    """Returns the exit status: 2 when the user's input was wrong, told in one line."""
+    """Returns the exit status: 2 when the input was wrong, told in one line."""
     try:
         rest = flags.FLAGS(argv)[1:]
     except (AttributeError, KeyError) as error:  # ml_collections' for an unknown key
@@ -40,7 +36,11 @@ def main(argv: list[str]) -> int:
         return _refuse(f"--config={file}: no such file, expected e.g. configs/base.py")
     workdir = Path(WORKDIR.value or Path("runs") / file.stem)
 
-    # JAX takes a second to import: a mistyped flag is told before.
+    # A second start need not compile again; JAX reads these when it is imported, which
+    # takes a second: a mistyped flag is told before.
+    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "dt_jax"
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
+    os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(1 << 30))
     from dt_jax import train
 
     try:

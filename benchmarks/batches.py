@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One batch at 3941/394: how long until it stands in memory, beside other ways.
+
+    python -m benchmarks.batches [FOLDER] [--rounds 15]
+
+FOLDER holds a dataset that `benchmarks.full_size` wrote. Rows: a plain copy of as many
+bytes; our gather from one array in memory, from 18 of them, from the warm memory map;
+the notebook's collator on Python lists and on a `datasets` column (a few rows decoded,
+then scaled to a batch). Prints medians and the ratio to the copy; writes batches.json.
+"""
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.updates import BATCH_SIZE, collate
+
+HERE = Path(__file__).parent
+IN_MEMORY = 540  # trajectories held in memory, 0.9 GB: far beyond any cache
+DECODED = 24  # trajectories held as Python lists, 0.4 GB
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", nargs="?", default="runs/full_size", type=Path)
+    parser.add_argument("--rounds", type=int, default=15)
+    args = parser.parse_args()
+
+    import datasets
+
+    from dt_jax.readers import load_trajectories
+    from dt_jax.trajectories import Trajectories
+
+    mapped = load_trajectories(args.folder)
+    in_memory = [
+        {
+            "states": mapped.states.slice(start, start + 100).copy(),
+            "actions": mapped.actions.slice(start, start + 100).copy(),
+            "rewards": mapped.rewards[start : start + 100],
+        }
+        for start in mapped.starts[:IN_MEMORY]
+    ]
+    one = Trajectories.from_episodes(in_memory)
+    column = datasets.load_from_disk(str(args.folder))["train"]
+    lists = [column[number] for number in range(DECODED)]
+    mean, std = mapped.state_mean, mapped.state_std
+    source = np.random.default_rng(0).random(BATCH_SIZE * 20 * (3941 + 394), np.float32)
+    target = np.empty_like(source)
+    samplers = {
+        "gather, one array": sampler_of(one),
+        "gather, 18 arrays": sampler_of(in_shards(in_memory)),
+        "gather, warm map of 18 shards": sampler_of(mapped),
+    }
+    ways = {"np.copyto": lambda step: np.copyto(target, source)}
+    ways |= {name: sampler.batch for name, sampler in samplers.items()}
+    ways["collator on lists"] = lambda step: collate(lists, mean, std)
+
+    def decode(step):
+        for number in range(4):
+            column[(4 * step + number) * 37 % len(column)]
+
+    times = {name: [] for name in ways}
+    decoding = []
+    for step in range(args.rounds):
+        for name, way in ways.items():
+            start = time.perf_counter()
+            way(step % 5)  # the map's pages are in the cache from the second time on
+            times[name].append(time.perf_counter() - start)
+        start = time.perf_counter()
+        decode(step)
+        decoding.append((time.perf_counter() - start) * BATCH_SIZE / 4)
+    times["decode from a datasets column"] = decoding
+    medians = {name: float(np.median(t[5:])) for name, t in times.items()}
+    print(f"{'way':32s}{'ms':>10s}{'x copyto':>10s}{'x map':>10s}")
+    for name, median in medians.items():
+        copies = median / medians["np.copyto"]
+        maps = median / medians["gather, warm map of 18 shards"]
+        print(f"{name:32s}{1e3 * median:10.2f}{copies:10.2f}{maps:10.2f}")
+    (HERE / "batches.json").write_text(json.dumps(medians, indent=2) + "\n")
+
+
+def sampler_of(trajectories):
+    from dt_jax.segments import SegmentSampler
+
+    return SegmentSampler(
+        trajectories,
+        batch_size=BATCH_SIZE,
+        context_length=20,
+        max_ep_len=985,
+        return_scale=1000.0,
+        weighting="length",
+        seed=0,
+    )
+
+
+def in_shards(episodes):
+    """The same trajectories in 18 arrays."""
+    from dt_jax.trajectories import Trajectories
+
+    parts = [episodes[part::18] for part in range(18)]
+    lengths = np.full(len(episodes), 100)
+    return Trajectories.from_arrays(
+        [np.concatenate([e["states"] for e in part]) for part in parts],
+        [np.concatenate([e["actions"] for e in part]) for part in parts],
+        np.concatenate([e["rewards"] for part in parts for e in part]),
+        starts=np.cumsum(lengths) - lengths,
+        lengths=lengths,
+    )
+
+
+if __name__ == "__main__":
+    main()
