@@ -108,7 +108,8 @@ def _groups(params, *groups):
 
 
 def _group(path):
-    module, leaf = (key.key for key in path)
+    *modules, leaf = (str(key.key) for key in path)
+    module = ".".join(modules)
     if module in UNTRAINED:
         return "untrained"
     if leaf in DECAYED:
@@ -116,6 +117,6 @@ def _group(path):
     if leaf in NOT_DECAYED:
         return "not decayed"
     raise ValueError(
-        f"parameter {module}.{leaf} is in no optimiser group; expected a leaf named "
+        f"parameter {'.'.join((*modules, leaf))} is in no optimiser group; expected a leaf named "
         f"{', '.join(DECAYED + NOT_DECAYED)}"
     )
