@@ -117,6 +117,6 @@ def _group(path):
     if leaf in NOT_DECAYED:
         return "not decayed"
     raise ValueError(
-        f"parameter {'.'.join((*modules, leaf))} is in no optimiser group; expected a leaf named "
-        f"{', '.join(DECAYED + NOT_DECAYED)}"
+        f"parameter {'.'.join((*modules, leaf))} is in no optimiser group; expected a "
+        f"leaf named {', '.join(DECAYED + NOT_DECAYED)}"
     )

@@ -179,7 +179,7 @@ Loss: {last_loss:.4g} at the end, {summary["train_loss"]:.4g} on average
 {listing}
 
 Next:
-  tensorboard --logdir {os.path.join(workdir, "tensorboard")}
+  pip install tensorboard && tensorboard --logdir {os.path.join(workdir, "tensorboard")}
   python main.py --config configs/base.py --config.data.path=YOUR_DATASET"""
 
 
