@@ -1,27 +1,32 @@
 # SPDX-License-Identifier: Apache-2.0
 """Updates a second, from the dataset on disk to the weights, beside Hugging Face's.
 
-    pip install torch==2.13.0 transformers accelerate
+    pip install torch==2.13.0 transformers accelerate omegaconf pydantic
+    git clone https://github.com/nissymori/JAX-CORL runs/JAX-CORL
     python -m benchmarks.updates [--rounds 5] [--dims 3941/394 291/29 11/3]
 
-Three ways to train the notebook's model on one dataset in its layout, all at batch 64,
+Four ways to train the notebook's model on one dataset in its layout, all at batch 64,
 context 20, dropout 0.1: the notebook as written (its collator; `datasets` decodes each
 row to lists, once for the loader and once for the collator), the same collator over
-NumPy arrays held in memory (stronger than any user has), and ours as `main.py` runs it
-(memory map, feed, train call). HF's updates are a plain loop, without what `Trainer`
-adds. The ways take turns, so that a machine whose speed drifts treats them alike;
-compilation and the first updates do not count. Prints medians and ratios; writes
-updates.json here.
+NumPy arrays held in memory (stronger than any user has), JAX-CORL's own update on
+batches that lie ready on the device, and ours as `main.py` runs it (memory map, feed,
+train call). HF's updates are a plain loop, without what `Trainer` adds. The ways take
+turns, so that a machine whose speed drifts treats them alike; compilation and the first
+updates do not count. Prints medians, ratios and the share of the time for which ours
+waited for its input; writes updates.json here.
 """
 
 import argparse
+import importlib.util
 import json
 import random
+import sys
 import tempfile
 import time
 from contextlib import closing
-from itertools import count
+from itertools import count, cycle
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import numpy as np
 
@@ -33,28 +38,30 @@ SHAPES = {  # state_dim/act_dim: trajectories, steps of each
 }
 SECONDS = 4.0  # that each way trains in a round, at least
 BATCH_SIZE, CONTEXT_LENGTH, MAX_EP_LEN, RETURN_SCALE = 64, 20, 985, 1000.0
-WAYS = ("notebook", "NumPy collator", "dt-jax")
+WAYS = ("notebook", "NumPy collator", "JAX-CORL", "dt-jax")
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--dims", nargs="+", default=list(SHAPES), choices=SHAPES)
+    parser.add_argument("--jax-corl", type=Path, default=Path("runs/JAX-CORL"))
     args = parser.parse_args()
     table = {}
-    print(f"{'dims':10s}" + "".join(f"{way:>26s}" for way in WAYS) + f"{'ratios':>16s}")
     for dims in args.dims:
         with tempfile.TemporaryDirectory() as folder:
             path = write_dataset(Path(folder) / "data", dims)
-            rates = measure(path, args.rounds)
-        table[dims] = rates
-        medians = [float(np.median(rates[way])) for way in WAYS]
-        cells = "".join(
-            f"{median:10.2f} [{min(rates[way]):.2f}, {max(rates[way]):.2f}]".rjust(26)
-            for median, way in zip(medians, WAYS, strict=True)
-        )
-        ratios = " ".join(f"{medians[-1] / median:.2f}x" for median in medians[:-1])
-        print(f"{dims:10s}{cells}{ratios:>16s}", flush=True)
+            rates, waited = measure(path, args.rounds, args.jax_corl)
+        table[dims] = {"updates a second": rates, "share waiting for input": waited}
+        ours = np.median(rates["dt-jax"])
+        print(f"{dims}: input wait {waited:.2%}")
+        for way in WAYS:
+            median, low, high = (f(rates[way]) for f in (np.median, min, max))
+            print(
+                f"  {way:16s}{median:8.2f} [{low:.2f}, {high:.2f}]".ljust(44)
+                + f"dt-jax: {ours / median:6.2f} times",
+                flush=True,
+            )
     (HERE / "updates.json").write_text(json.dumps(table, indent=2) + "\n")
 
 
@@ -79,8 +86,11 @@ def write_dataset(path, dims):
     return path
 
 
-def measure(path, rounds):
-    """{way: updates a second of each round}; each way keeps its model and its data."""
+def measure(path, rounds, jax_corl):
+    """{way: updates a second of each round}, and the share of the time ours waited.
+
+    Each way keeps its model and its data.
+    """
     import datasets
 
     dataset = datasets.load_from_disk(str(path))
@@ -98,25 +108,32 @@ def measure(path, rounds):
     ways = {
         "notebook": hf_updates(episodes, mean, std, loader=True),
         "NumPy collator": hf_updates(arrays, mean, std, loader=False),
-        "dt-jax": our_updates(path),
+        "JAX-CORL": jax_corl_updates(path, jax_corl / "algos" / "dt.py"),
+        "dt-jax": our_updates(path, waits := []),
     }
     for updates in ways.values():
         next(updates)
         next(updates)
-    rates = {way: [] for way in ways}
+    rates, seconds = {way: [] for way in ways}, 0.0
+    waits.clear()
     for _ in range(rounds):
         for way, updates in ways.items():
             made, start = 0, time.perf_counter()
             while time.perf_counter() - start < SECONDS:
                 made += next(updates)
-            rates[way].append(made / (time.perf_counter() - start))
+            took = time.perf_counter() - start
+            rates[way].append(made / took)
+            seconds += took if way == "dt-jax" else 0.0
     for updates in ways.values():
         updates.close()
-    return rates
+    return rates, sum(waits) / seconds
 
 
-def our_updates(path):
-    """Train as train.py does; yields how many updates each call has finished."""
+def our_updates(path, waits):
+    """Train as train.py does; yields how many updates each call has finished.
+
+    `waits` collects the seconds between asking for a call's input and having it.
+    """
     import jax
 
     from configs.base import get_config
@@ -127,7 +144,7 @@ def our_updates(path):
     config = get_config()
     config.data.path, config.train.max_steps = str(path), 100_000
     run = _Run(config, path)
-    feed = Feed(run.sampler, "host")
+    feed = Feed(run.sampler, "host", "float32")
     call = make_train_call(
         run.model,
         run.optimizer,
@@ -138,7 +155,10 @@ def our_updates(path):
     )
     state, running = replicate(jax.jit(run.first_state)(None)), None
     with closing(feed.items(run.calls(0))) as items:
-        for item in items:
+        while True:
+            asked = time.perf_counter()
+            item = next(items)
+            waits.append(time.perf_counter() - asked)
             state, metrics = call(state, feed.store, item)
             if running is not None:
                 yield len(jax.device_get(running).loss)
@@ -182,6 +202,48 @@ def hf_updates(episodes, mean, std, *, loader):
         optimizer.zero_grad()
         loss.item()
         yield 1
+
+
+def jax_corl_updates(path, source):
+    """`DTTrainer.update` of JAX-CORL's file, on eight batches; yields 1 for each."""
+    import jax
+
+    for name in ("d4rl", "gym", "wandb"):  # imported there, not used by an update
+        sys.modules.setdefault(name, MagicMock())
+    sys.argv = sys.argv[:1]  # it reads its config from there
+    spec = importlib.util.spec_from_file_location("jax_corl_dt", source)
+    peer = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(peer)
+    sampler = sampler_of(path)
+    trajectories = sampler.trajectories
+    batches = []
+    for batch in map(sampler.batch, range(8)):
+        states = (batch.states - trajectories.state_mean) / trajectories.state_std
+        columns = batch.timesteps, states, batch.actions, batch.returns_to_go
+        batches.append(jax.device_put(peer.Trajectory(*columns, batch.attention_mask)))
+    trainer = peer.create_trainer(
+        trajectories.state_dim, trajectories.act_dim, peer.DTConfig()
+    )
+    key = jax.random.key(0)
+    for step, batch in enumerate(cycle(batches)):
+        trainer, loss = trainer.update(batch, jax.random.fold_in(key, step))
+        loss.block_until_ready()
+        yield 1
+
+
+def sampler_of(path):
+    from dt_jax.readers import load_trajectories
+    from dt_jax.segments import SegmentSampler
+
+    return SegmentSampler(
+        load_trajectories(path),
+        batch_size=BATCH_SIZE,
+        context_length=CONTEXT_LENGTH,
+        max_ep_len=MAX_EP_LEN,
+        return_scale=RETURN_SCALE,
+        weighting="length",
+        seed=0,
+    )
 
 
 def collate(episodes, mean, std):

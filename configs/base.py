@@ -35,6 +35,8 @@ def get_config() -> ConfigDict:
     # 'host': NumPy batches are sent ahead; 'device': the whole store lies on the
     # device; 'auto': on the device where it fits.
     data.placement = "auto"
+    # Of the states in a store on the device: float32, or bfloat16 in half the memory.
+    data.store_dtype = "float32"
 
     # HF's DecisionTransformerConfig; state_dim and act_dim come from the data.
     config.model = model = ConfigDict()

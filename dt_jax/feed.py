@@ -17,17 +17,24 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from dt_jax.segments import ACTION_PADDING, Batch, SegmentSampler
+from dt_jax.segments import ACTION_PADDING, Batch, SegmentSampler, normalize
 
 PLACEMENTS = ("auto", "host", "device")
+STORE_DTYPES = ("float32", "bfloat16")
 CALLS_AHEAD = 4  # one being computed, one waiting for it, one ready, one being made
 DEVICE_SHARE = 0.8  # of a device's memory that 'auto' gives to store and state
 
 
 class Store(NamedTuple):
-    """The flat store on a device: NxS, NxA, N and N float32, returns-to-go scaled."""
+    """The flat store on a device: NxS, NxA, N and N float32, returns-to-go scaled.
+
+    States in bfloat16 are normalised by `state_mean` and `state_std` (S): of raw money
+    its eight bits would keep nothing that matters.
+    """
 
     states: jax.Array
+    state_mean: jax.Array
+    state_std: jax.Array
     actions: jax.Array
     rewards: jax.Array
     returns_to_go: jax.Array
@@ -49,8 +56,9 @@ class Feed:
       fetch: (store, item) -> Batch, traced into the train call.
     """
 
-    def __init__(self, sampler: SegmentSampler, placement: str):
-        """`placement` is 'host' or 'device'; see `choose_placement`."""
+    def __init__(self, sampler: SegmentSampler, placement: str, store_dtype: str):
+        """`placement` is 'host' or 'device', see `choose_placement`; a store on the
+        device keeps its states in `store_dtype`."""
         self._sampler = sampler
         local = jax.local_devices()
         self._per_device = _per_device(sampler.batch_size)
@@ -59,7 +67,8 @@ class Feed:
         mesh = Mesh(np.array(local), ("devices",))
         self._split = NamedSharding(mesh, PartitionSpec("devices"))
         if placement == "device":
-            self.store = _resident(sampler, NamedSharding(mesh, PartitionSpec()))
+            everywhere = NamedSharding(mesh, PartitionSpec())
+            self.store = _resident(sampler, everywhere, store_dtype)
             self.fetch = gather_resident
             self._gather = lambda draws: Segments(
                 *(part.astype(np.int32) for part in sampler.layout(*draws))
@@ -132,8 +141,12 @@ def gather_resident(store: Store, segments: Segments) -> Batch:
     valid_BxK = segments.attention_mask > 0
     valid_BxKx1 = valid_BxK[..., None]
     rows_BxK = segments.rows
+    states_BxKxS = store.states[rows_BxK]
+    if states_BxKxS.dtype != jnp.float32:
+        mean, std = store.state_mean[None, None], store.state_std[None, None]
+        states_BxKxS = states_BxKxS * std + mean
     return Batch(
-        states=jnp.where(valid_BxKx1, store.states[rows_BxK], 0.0),
+        states=jnp.where(valid_BxKx1, states_BxKxS, 0.0),
         actions=jnp.where(valid_BxKx1, store.actions[rows_BxK], ACTION_PADDING),
         rewards=jnp.where(valid_BxK, store.rewards[rows_BxK], 0.0)[..., None],
         returns_to_go=jnp.where(valid_BxK, store.returns_to_go[rows_BxK], 0.0)[
@@ -145,7 +158,7 @@ def gather_resident(store: Store, segments: Segments) -> Batch:
 
 
 def memory_plan(
-    sampler: SegmentSampler, updates_per_call: int, state_bytes: int
+    sampler: SegmentSampler, updates_per_call: int, state_bytes: int, store_dtype: str
 ) -> dict:
     """Bytes on one device (and on the host) for each placement.
 
@@ -153,11 +166,16 @@ def memory_plan(
     store. The temporaries of an update come on top.
 
     Raises:
-      ValueError: the batch does not divide by the devices.
+      ValueError: the batch does not divide by the devices, or no such `store_dtype`.
     """
+    if store_dtype not in STORE_DTYPES:
+        raise ValueError(
+            f"data.store_dtype={store_dtype!r}: expected {' or '.join(STORE_DTYPES)}"
+        )
     trajectories = sampler.trajectories
     num_rows, state_dim = trajectories.states.shape
     step_bytes = 4 * (state_dim + trajectories.act_dim + 2)
+    saved_bytes = (4 - jnp.dtype(store_dtype).itemsize) * state_dim
     steps_ahead = (
         CALLS_AHEAD
         * updates_per_call
@@ -172,7 +190,10 @@ def memory_plan(
         },
         "device": {
             "host_bytes": steps_ahead * 12 * jax.local_device_count(),
-            "device_bytes": state_bytes + steps_ahead * 12 + num_rows * step_bytes,
+            "device_bytes": state_bytes
+            + steps_ahead * 12
+            + num_rows * (step_bytes - saved_bytes)
+            + 4 * 2 * state_dim,
         },
     }
 
@@ -214,16 +235,20 @@ def _per_device(batch_size) -> int:
     return batch_size // num_devices
 
 
-def _resident(sampler, everywhere) -> Store:
+def _resident(sampler, everywhere, store_dtype) -> Store:
     """Send the store piece by piece: the host never holds a second copy of it."""
     trajectories = sampler.trajectories
+    state_mean, state_std = trajectories.state_mean, trajectories.state_std
 
     @partial(jax.jit, donate_argnums=0)
     def fill(whole_NxW, block_MxW, offset):
+        if whole_NxW.dtype != jnp.float32:
+            block_MxW = normalize(block_MxW, state_mean, state_std)
+        block_MxW = block_MxW.astype(whole_NxW.dtype)
         return jax.lax.dynamic_update_slice(whole_NxW, block_MxW, (offset, 0))
 
-    def send(rows):
-        zeros = partial(jnp.zeros, rows.shape, jnp.float32)
+    def send(rows, dtype):
+        zeros = partial(jnp.zeros, rows.shape, dtype)
         whole_NxW = jax.jit(zeros, out_shardings=everywhere)()
         for offset, piece in zip(rows.offsets, rows.pieces, strict=False):
             block_MxW = jax.device_put(piece.astype(np.float32, copy=False), everywhere)
@@ -231,8 +256,10 @@ def _resident(sampler, everywhere) -> Store:
         return whole_NxW
 
     return Store(
-        states=send(trajectories.states),
-        actions=send(trajectories.actions),
+        states=send(trajectories.states, store_dtype),
+        state_mean=jax.device_put(state_mean, everywhere),
+        state_std=jax.device_put(state_std, everywhere),
+        actions=send(trajectories.actions, "float32"),
         rewards=jax.device_put(trajectories.rewards, everywhere),
         returns_to_go=jax.device_put(sampler.returns_to_go, everywhere),
     )

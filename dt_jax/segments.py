@@ -112,11 +112,9 @@ class SegmentSampler:
     def gather(self, episodes_B: np.ndarray, starts_B: np.ndarray) -> Batch:
         """The segments that begin at these starts of these trajectories."""
         rows_BxK, timesteps_BxK, mask_BxK = self.layout(episodes_B, starts_B)
-        pad_BxK = ~mask_BxK
-        states_BxKxS = self.trajectories.states.gather(rows_BxK)
-        actions_BxKxA = self.trajectories.actions.gather(rows_BxK)
-        states_BxKxS[pad_BxK] = 0.0
-        actions_BxKxA[pad_BxK] = ACTION_PADDING
+        blocks = rows_BxK[:, 0], mask_BxK.sum(axis=1), self.context_length
+        states_BxKxS = self.trajectories.states.gather(*blocks, 0.0)
+        actions_BxKxA = self.trajectories.actions.gather(*blocks, ACTION_PADDING)
         return Batch(
             states=states_BxKxS,
             actions=actions_BxKxA,

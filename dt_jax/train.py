@@ -104,7 +104,8 @@ def train(config: ConfigDict, workdir: Path) -> None:
             print(f"{workdir}: going on from update {checkpoint.step:,}")
         else:
             state = jax.jit(run.first_state)(run.given)
-        feed = Feed(run.sampler, _report_data(run, state))
+        placement = _report_data(run, state)
+        feed = Feed(run.sampler, placement, config.data.store_dtype)
         _write_json(workdir / "config.json", config.to_dict())
         _loop(run, feed, replicate(state), run.meter(meter), checkpoints)
 
@@ -265,7 +266,12 @@ def _loop(run, feed, state, meter, checkpoints):
 def _report_data(run, state) -> str:
     """Print and save the data report; returns where the store will lie."""
     state_bytes = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
-    plan = memory_plan(run.sampler, run.config.train.updates_per_call, state_bytes)
+    plan = memory_plan(
+        run.sampler,
+        run.config.train.updates_per_call,
+        state_bytes,
+        run.config.data.store_dtype,
+    )
     placement, reason = choose_placement(run.config.data.placement, plan)
     if jax.process_index() == 0:
         facts = report.data_report(

@@ -16,43 +16,10 @@ from typing import NamedTuple
 import numpy as np
 import xxhash
 
+from dt_jax.rows import Rows
+
 STD_EPSILON = 1e-6  # Hugging Face's collator adds it to the population std
 BLOCK_BYTES = 8 << 20  # what one thread scans at a time: small enough for the cache
-
-
-class Rows:
-    """N rows of W numbers in one or more pieces, read as if they were one NxW array."""
-
-    def __init__(self, pieces: Sequence[np.ndarray]):
-        self.pieces = tuple(pieces)
-        self.offsets = np.cumsum([0] + [len(piece) for piece in pieces])
-        self.shape = (int(self.offsets[-1]), self.pieces[0].shape[1])
-        self.nbytes = sum(piece.nbytes for piece in pieces)
-
-    def piece_of(self, rows: np.ndarray) -> np.ndarray:
-        """The index of the piece that holds each of the given rows."""
-        return np.searchsorted(self.offsets, rows, side="right") - 1
-
-    def slice(self, start: int, stop: int) -> np.ndarray:
-        """Rows start to stop, which must lie in one piece, without a copy."""
-        piece = int(self.piece_of(start))
-        offset = self.offsets[piece]
-        return self.pieces[piece][start - offset : stop - offset]
-
-    def gather(self, rows_BxK: np.ndarray) -> np.ndarray:
-        """The rows as BxKxW float32; each line of `rows_BxK` must lie in one piece."""
-        out_BxKxW = np.empty((*rows_BxK.shape, self.shape[1]), np.float32)
-        piece_B = self.piece_of(rows_BxK[:, 0])
-        for piece in np.unique(piece_B):
-            values_NxW = self.pieces[piece]
-            lines = np.flatnonzero(piece_B == piece)
-            local_BxK = rows_BxK[lines] - self.offsets[piece]
-            if len(lines) == len(out_BxKxW) and values_NxW.dtype == np.float32:
-                # 'clip' lets NumPy write into `out` without a buffer; all rows exist.
-                np.take(values_NxW, local_BxK, axis=0, out=out_BxKxW, mode="clip")
-            else:
-                out_BxKxW[lines] = values_NxW[local_BxK]
-        return out_BxKxW
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,9 +12,16 @@ import numpy as np
 import optax
 import pytest
 
-from dt_jax.feed import CALLS_AHEAD, Feed, choose_placement, memory_plan
+from dt_jax.feed import (
+    CALLS_AHEAD,
+    STORE_DTYPES,
+    Feed,
+    Segments,
+    choose_placement,
+    memory_plan,
+)
 from dt_jax.model import Prediction
-from dt_jax.segments import Batch, SegmentSampler
+from dt_jax.segments import Batch, SegmentSampler, normalize
 from dt_jax.train_step import init_state, make_train_call, replicate
 from dt_jax.trajectories import Trajectories
 
@@ -57,7 +64,7 @@ def _no_thread_is_left():
 
 @pytest.fixture(scope="module", params=["host", "device"])
 def feed(request):
-    return Feed(make_sampler(), request.param)
+    return Feed(make_sampler(), request.param, "float32")
 
 
 def test_a_call_gets_the_batches_of_the_sampler(feed):
@@ -96,7 +103,7 @@ def linear_model(variables, states, actions, returns_to_go, timesteps, **_):
 def test_losses_do_not_depend_on_the_placement():
     losses = {}
     for placement in ("host", "device"):
-        feed, optimizer = Feed(make_sampler(), placement), optax.sgd(0.001)
+        feed, optimizer = Feed(make_sampler(), placement, "float32"), optax.sgd(0.001)
         call = make_train_call(
             SimpleNamespace(apply=linear_model),
             optimizer,
@@ -125,7 +132,7 @@ def test_a_fault_of_the_thread_is_raised_where_the_items_are_read(monkeypatch):
         return whole(step)
 
     monkeypatch.setattr(sampler, "draw", draw)
-    items = Feed(sampler, "host").items((step, 1) for step in range(4))
+    items = Feed(sampler, "host", "float32").items((step, 1) for step in range(4))
     next(items), next(items)
     with pytest.raises(OSError, match="the disk is gone"):
         next(items)
@@ -145,7 +152,7 @@ def test_closing_ends_the_thread(feed, read):
 @pytest.mark.parametrize(("batch_size", "nearest"), [(3, "4"), (6, "4 and 8")])
 def test_a_batch_that_does_not_divide_names_the_nearest_that_do(batch_size, nearest):
     with pytest.raises(ValueError) as caught:  # noqa: PT011 (compared as a whole below)
-        Feed(make_sampler(batch_size), "host")
+        Feed(make_sampler(batch_size), "host", "float32")
     assert str(caught.value) == (
         f"train.batch_size={batch_size} does not divide by the 4 devices; the nearest "
         f"that do are {nearest}"
@@ -154,7 +161,9 @@ def test_a_batch_that_does_not_divide_names_the_nearest_that_do(batch_size, near
 
 def test_memory_plan_on_paper():
     sampler = make_sampler(batch_size=8, context_length=5)
-    plan = memory_plan(sampler, updates_per_call=6, state_bytes=1000)
+    plan = memory_plan(
+        sampler, updates_per_call=6, state_bytes=1000, store_dtype="float32"
+    )
     steps = 4 * 6 * 5 * (8 // 4)  # calls ahead, U, K, B/G
     row = 4 * (3 + 2 + 1 + 1)  # state, action, reward and return-to-go in float32
     on_host, on_device = steps * (row + 4 + 4), steps * (4 + 4 + 4)
@@ -162,16 +171,23 @@ def test_memory_plan_on_paper():
         "host": {"host_bytes": 4 * on_host, "device_bytes": 1000 + on_host},
         "device": {
             "host_bytes": 4 * on_device,
-            "device_bytes": 1000 + on_device + 32 * row,
+            # The mean and the std of the 3 features lie there too.
+            "device_bytes": 1000 + on_device + 32 * row + 2 * 4 * 3,
         },
     }
+    halved = memory_plan(
+        sampler, updates_per_call=6, state_bytes=1000, store_dtype="bfloat16"
+    )
+    difference = plan["device"]["device_bytes"] - halved["device"]["device_bytes"]
+    assert difference == 32 * 3 * 2
 
 
-def test_memory_plan_counts_the_bytes_of_items_and_store():
+@pytest.mark.parametrize("store_dtype", STORE_DTYPES)
+def test_memory_plan_counts_the_bytes_of_items_and_store(store_dtype):
     sampler = make_sampler()
-    plan = memory_plan(sampler, updates_per_call=U, state_bytes=0)
+    plan = memory_plan(sampler, U, state_bytes=0, store_dtype=store_dtype)
     for placement, planned in plan.items():
-        feed = Feed(sampler, placement)
+        feed = Feed(sampler, placement, store_dtype)
         with closing(feed.items([(0, U)])) as items:
             trees = {"item": next(items), "store": feed.store}
         found = {
@@ -182,6 +198,39 @@ def test_memory_plan_counts_the_bytes_of_items_and_store():
         }
         sent = CALLS_AHEAD * found["item"] + found["store"]
         assert planned["device_bytes"] == sent
+
+
+def test_a_store_in_bfloat16_keeps_the_digits_of_normalised_states():
+    generator = np.random.default_rng(1)
+    states_NxS = 1e6 + generator.normal(size=(40, 3)) * [1.0, 10.0, 0.0]
+    trajectories = Trajectories.from_episodes(
+        [
+            {
+                "states": states_NxS,
+                "actions": states_NxS[:, :2] / 2e6,
+                "rewards": [0] * 40,
+            }
+        ]
+    )
+    sampler = make_sampler()
+    sampler.trajectories = trajectories
+    sampler.returns_to_go = np.zeros(40, np.float32)
+    feed = Feed(sampler, "device", "bfloat16")
+    rows_BxK = np.arange(40, dtype=np.int32).reshape(8, 5)
+    ones_BxK = np.ones((8, 5), np.float32)
+    batch = feed.fetch(feed.store, Segments(rows_BxK, rows_BxK, ones_BxK))
+    mean_S, std_S = trajectories.state_mean, trajectories.state_std
+    z_BxKxS = normalize(batch.states, mean_S, std_S)
+    expected_BxKxS = normalize(states_NxS.astype("f4").reshape(8, 5, 3), mean_S, std_S)
+    # bfloat16 has 8 bits, and float32 an ulp of 1/16 at a million.
+    np.testing.assert_allclose(z_BxKxS, expected_BxKxS, rtol=2**-8, atol=0.07)
+
+
+def test_an_unknown_store_dtype_is_named():
+    with pytest.raises(
+        ValueError, match=r"^data\.store_dtype='int8': expected float32"
+    ):
+        memory_plan(make_sampler(), 1, 0, "int8")
 
 
 def fake_device(monkeypatch, platform, stats):

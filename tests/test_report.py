@@ -52,7 +52,9 @@ def report_of(data, *, action_tanh=True, max_ep_len=4, return_scale=1000.0):
         weighting="length",
         seed=0,
     )
-    plan = memory_plan(sampler, updates_per_call=3, state_bytes=1000)
+    plan = memory_plan(
+        sampler, updates_per_call=3, state_bytes=1000, store_dtype="float32"
+    )
     return data_report(sampler, action_tanh=action_tanh, placement="host", plan=plan)
 
 

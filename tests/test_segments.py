@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare
 
+from dt_jax import rows
 from dt_jax.segments import ACTION_PADDING, Batch, SegmentSampler, normalize
 from dt_jax.trajectories import Trajectories
 
@@ -198,7 +199,9 @@ def test_draws_follow_their_distribution(weighting):
 
 
 @pytest.mark.parametrize("weighting", ["length", "uniform"])
-def test_a_batch_of_any_size_runs_equally_many_lines_of_python(weighting):
+def test_a_batch_of_any_size_runs_equally_many_lines_of_python(weighting, monkeypatch):
+    monkeypatch.setattr(rows, "THREAD_BYTES", 1 << 40)  # more threads are more lines
+
     def lines_run(batch_size):
         sampler = make_sampler(weighting=weighting, batch_size=batch_size)
         count = 0

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dt_jax import trajectories
-from dt_jax.trajectories import Rows, Trajectories
+from dt_jax.trajectories import Trajectories
 
 LENGTHS = (3, 1, 7, 2, 7)
 
@@ -231,28 +231,6 @@ def test_fingerprint_is_not_of_the_pieces_or_the_layout_in_memory(monkeypatch, b
     assert Trajectories.from_episodes(by_columns).fingerprint() == expected
     monkeypatch.setattr(trajectories, "BLOCK_BYTES", 50)
     assert from_flat(episodes, bounds).fingerprint() == expected
-
-
-@pytest.mark.parametrize(
-    "dtypes",
-    [["f4"], ["f8"], ["f4", "f4"], ["f4", "f8", "i4"], ["f2", "f4"]],
-    ids="-".join,
-)
-def test_rows_gather_is_fancy_indexing(dtypes):
-    draw = np.random.default_rng(3)
-    pieces = [(9 * draw.normal(size=(n, 4))).astype(t) for n, t in enumerate(dtypes, 5)]
-    rows = Rows(pieces)
-    whole_NxW = np.concatenate([piece.astype(np.float32) for piece in pieces])
-    assert rows.shape == whole_NxW.shape
-    assert rows.nbytes == sum(piece.nbytes for piece in pieces)
-    piece_B = draw.integers(len(pieces), size=50)
-    sizes = np.array([len(piece) for piece in pieces])
-    rows_BxK = draw.integers(sizes[piece_B][:, None], size=(50, 6))
-    rows_BxK += (np.cumsum(sizes) - sizes)[piece_B][:, None]
-    for lines in (slice(None), slice(1), piece_B == 0):
-        found_BxKxW = rows.gather(rows_BxK[lines])
-        assert found_BxKxW.dtype == np.float32
-        np.testing.assert_array_equal(found_BxKxW, whole_NxW[rows_BxK[lines]])
 
 
 def drop_actions(episodes):
