@@ -1,16 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """One batch at 3941/394: how long until it stands in memory, beside other ways.
 
-    python -m benchmarks.batches [FOLDER] [--rounds 15]
+    python -m benchmarks.batches [FOLDER] [--rounds 25]
 
 FOLDER holds a dataset that `benchmarks.full_size` wrote. Rows: a plain copy of as many
 bytes; our gather from one array in memory, from 18 of them, from the warm memory map;
-the notebook's collator on Python lists and on a `datasets` column (a few rows decoded,
-then scaled to a batch). Prints medians and the ratio to the copy; writes batches.json.
+the notebook's collator on Python lists; the same on a `datasets` column, which decodes
+each row for the loader and again for the collator (4 rows are, then scaled); then from
+the map with nothing of it in the page cache, by plain indexing and by ours. Prints
+medians and ratios; writes batches.json.
 """
 
 import argparse
+import ctypes
 import json
+import mmap
+import os
 import time
 from pathlib import Path
 
@@ -20,13 +25,14 @@ from benchmarks.updates import BATCH_SIZE, collate
 
 HERE = Path(__file__).parent
 IN_MEMORY = 540  # trajectories held in memory, 0.9 GB: far beyond any cache
+WARM = "gather, warm map of 18 shards"
 DECODED = 24  # trajectories held as Python lists, 0.4 GB
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", nargs="?", default="runs/full_size", type=Path)
-    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--rounds", type=int, default=25)
     args = parser.parse_args()
 
     import datasets
@@ -52,7 +58,7 @@ def main():
     samplers = {
         "gather, one array": sampler_of(one),
         "gather, 18 arrays": sampler_of(in_shards(in_memory)),
-        "gather, warm map of 18 shards": sampler_of(mapped),
+        WARM: sampler_of(mapped),
     }
     ways = {"np.copyto": lambda step: np.copyto(target, source)}
     ways |= {name: sampler.batch for name, sampler in samplers.items()}
@@ -71,15 +77,54 @@ def main():
             times[name].append(time.perf_counter() - start)
         start = time.perf_counter()
         decode(step)
-        decoding.append((time.perf_counter() - start) * BATCH_SIZE / 4)
-    times["decode from a datasets column"] = decoding
+        twice = 2 * (time.perf_counter() - start) * BATCH_SIZE / 4
+        decoding.append(twice + times["collator on lists"][-1])
+    times["collator on a datasets column"] = decoding
+    cold = {
+        "plain indexing, cold map": lambda step: index_plainly(samplers[WARM], step),
+        "gather, cold map": samplers[WARM].batch,
+    }
+    for name, way in cold.items():
+        times[name] = []
+        for step in range(5, 15):
+            drop_pages(mapped, args.folder)
+            start = time.perf_counter()
+            way(step)
+            times[name].append(time.perf_counter() - start)
     medians = {name: float(np.median(t[5:])) for name, t in times.items()}
     print(f"{'way':32s}{'ms':>10s}{'x copyto':>10s}{'x map':>10s}")
     for name, median in medians.items():
         copies = median / medians["np.copyto"]
-        maps = median / medians["gather, warm map of 18 shards"]
+        maps = median / medians[WARM]
         print(f"{name:32s}{1e3 * median:10.2f}{copies:10.2f}{maps:10.2f}")
     (HERE / "batches.json").write_text(json.dumps(medians, indent=2) + "\n")
+
+
+def index_plainly(sampler, step):
+    """The states and actions of a batch, as NumPy alone would read them."""
+    rows_BxK = sampler.layout(*sampler.draw(step))[0]
+    for rows in (sampler.trajectories.states, sampler.trajectories.actions):
+        piece_B = rows.piece_of(rows_BxK[:, 0])
+        out = np.empty((*rows_BxK.shape, rows.shape[1]), np.float32)
+        for piece in np.unique(piece_B):
+            lines = np.flatnonzero(piece_B == piece)
+            out[lines] = rows.pieces[piece][rows_BxK[lines] - rows.offsets[piece]]
+
+
+def drop_pages(trajectories, folder):
+    """Take the map's pages from this process, then from the page cache."""
+    dont_need = 4  # MADV_DONTNEED
+    madvise = ctypes.CDLL(None, use_errno=True).madvise
+    madvise.argtypes = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
+    for rows in (trajectories.states, trajectories.actions):
+        for piece in rows.pieces:
+            page = piece.ctypes.data // mmap.PAGESIZE * mmap.PAGESIZE
+            if madvise(page, piece.ctypes.data + piece.nbytes - page, dont_need):
+                raise OSError(ctypes.get_errno(), "madvise")
+    for path in folder.glob("*.arrow"):
+        file = os.open(path, os.O_RDONLY)
+        os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.close(file)
 
 
 def sampler_of(trajectories):

@@ -17,7 +17,7 @@ from operator import getitem
 import numpy as np
 
 THREAD_BYTES = 4 << 20  # one more thread for each so many bytes to copy
-READ_AHEAD_BYTES = 1 << 16  # smaller blocks come with the kernel's own read-ahead
+READ_AHEAD_BYTES = 1 << 30  # less than this stays in the page cache once it is read
 HAS_MADVISE = hasattr(mmap, "MADV_WILLNEED")  # Windows has not
 
 _copiers = ThreadPoolExecutor(os.cpu_count(), "rows")
@@ -56,7 +56,7 @@ class Rows:
         padding_KxW = np.full(out_BxKxW.shape[1:], padding, np.float32)
         piece_B = self.piece_of(first_B)
         start_B = first_B - self.offsets[piece_B]
-        self._read_ahead(piece_B, start_B, taken_B, length)
+        self._read_ahead(piece_B, start_B, taken_B)
         # `map` makes the views without a line of Python for each.
         blocks = map(
             getitem,
@@ -84,11 +84,11 @@ class Rows:
             list(_copiers.map(copy, bounds[:-1], bounds[1:]))
         return out_BxKxW
 
-    def _read_ahead(self, piece_B, start_B, taken_B, length):
+    def _read_ahead(self, piece_B, start_B, taken_B):
         """Ask the disk for all blocks at once: page faults would come one by one."""
-        row_bytes = np.array([piece.strides[0] for piece in self.pieces])[piece_B]
-        if length * row_bytes.max() < READ_AHEAD_BYTES or not HAS_MADVISE:
+        if self.nbytes < READ_AHEAD_BYTES or not HAS_MADVISE:
             return
+        row_bytes = np.array([piece.strides[0] for piece in self.pieces])[piece_B]
         address = np.array([piece.ctypes.data for piece in self.pieces])[piece_B]
         first_B = address + start_B * row_bytes
         page_B = first_B // mmap.PAGESIZE * mmap.PAGESIZE
