@@ -32,6 +32,8 @@ def get_config() -> ConfigDict:
     data.weighting = "length"
     # Cut a row after each `done` inside it, so that returns do not run across a reset.
     data.split_on_dones = False
+    # Share of the trajectories that is never trained on, only measured; 0: none.
+    data.validation_fraction = 0.0
     # 'host': NumPy batches are sent ahead; 'device': the whole store lies on the
     # device; 'auto': on the device where it fits.
     data.placement = "auto"

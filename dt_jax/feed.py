@@ -54,6 +54,8 @@ class Feed:
     Attributes:
       store: the first argument of `fetch`, the same in every call.
       fetch: (store, item) -> Batch, traced into the train call.
+      gather: (sampler, episodes_B, starts_B) -> what `fetch` makes a Batch of; for any
+        sampler over the same rows.
     """
 
     def __init__(self, sampler: SegmentSampler, placement: str, store_dtype: str):
@@ -70,13 +72,13 @@ class Feed:
             everywhere = NamedSharding(mesh, PartitionSpec())
             self.store = _resident(sampler, everywhere, store_dtype)
             self.fetch = gather_resident
-            self._gather = lambda draws: Segments(
-                *(part.astype(np.int32) for part in sampler.layout(*draws))
+            self.gather = lambda sampler, *draw: Segments(
+                *(part.astype(np.int32) for part in sampler.layout(*draw))
             )
         else:
             self.store = ()
             self.fetch = lambda _, batch: batch
-            self._gather = lambda draws: sampler.gather(*draws)
+            self.gather = SegmentSampler.gather
 
     def items(self, calls: Iterable[tuple[int, int]]) -> Iterator:
         """For each (first step, U) the devices' items [G, U, B/G, ...], ahead of time.
@@ -127,7 +129,7 @@ class Feed:
             np.stack([draw[part][mine] for draw in draws]).reshape(shape).swapaxes(0, 1)
             for part in (0, 1)
         )
-        flat = self._gather((episodes.reshape(-1), starts.reshape(-1)))
+        flat = self.gather(self._sampler, episodes.reshape(-1), starts.reshape(-1))
         return jax.tree.map(
             lambda array: jax.device_put(
                 array.reshape(*episodes.shape, *array.shape[1:]), self._split

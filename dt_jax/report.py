@@ -10,6 +10,7 @@ import os
 import numpy as np
 
 from dt_jax.segments import SegmentSampler
+from dt_jax.trajectories import Trajectories
 
 QUANTILES = (0.0, 0.1, 0.5, 0.9, 1.0)
 SAMPLED_STEPS = 1_000_000  # returns-to-go beyond this many are sampled evenly
@@ -86,11 +87,17 @@ print(act(torch.zeros(1, {state_dim}), torch.zeros(0, {act_dim}), torch.zeros(0)
 
 
 def data_report(
-    sampler: SegmentSampler, *, action_tanh: bool, placement: str, plan: dict
+    sampler: SegmentSampler,
+    *,
+    whole: Trajectories,
+    action_tanh: bool,
+    placement: str,
+    plan: dict,
 ) -> dict:
     """What is in the data, and under 'warnings' what its owner should know.
 
-    `placement` and `plan` are where the store will lie and `feed.memory_plan`.
+    `sampler` is training's, `whole` has what is held out too; `placement` and `plan`
+    are where the store will lie and `feed.memory_plan`.
     """
     trajectories = sampler.trajectories
     lengths_E = trajectories.lengths
@@ -101,7 +108,8 @@ def data_report(
         "state_dim": trajectories.state_dim,
         "act_dim": trajectories.act_dim,
         "bytes": trajectories.nbytes,
-        "fingerprint": trajectories.fingerprint(),
+        "fingerprint": whole.fingerprint(),
+        "held_out_trajectories": whole.num_trajectories - trajectories.num_trajectories,
         "lengths": _quantiles(lengths_E),
         "returns": _quantiles(returns_E),
         "returns_to_go": _quantiles(_returns_to_go(sampler)),
@@ -132,10 +140,12 @@ def describe(report: dict) -> str:
     low, high = report["action_range"]
     constant = report["constant_features"]
     inner = report["trajectories_with_inner_dones"]
+    held_out = report["held_out_trajectories"]
     lines = [
         f"Data: {report['trajectories']:,} trajectories, {report['steps']:,} steps, "
         f"state_dim {report['state_dim']}, act_dim {report['act_dim']}, "
         f"{_bytes(report['bytes'])}",
+        *([f"  held out besides: {held_out:,} trajectories"] if held_out else []),
         "  " + " " * 22 + "".join(f"{q:>12s}" for q in report["lengths"]),
         row("length", report["lengths"]),
         row("return / scale", report["returns"]),
@@ -155,10 +165,27 @@ def describe(report: dict) -> str:
     return "\n".join(lines + [f"  warning: {text}" for text in report["warnings"]])
 
 
-def describe_run(workdir: str | os.PathLike, summary: dict, last_loss: float) -> str:
-    """A finished run as text: its figures, where everything lies, what to do next."""
+def describe_run(
+    workdir: str | os.PathLike, summary: dict, last_loss: float, held_out: dict | None
+) -> str:
+    """A finished run as text: its figures, where everything lies, what to do next.
+
+    `held_out` is what `HeldOut.evaluate` says, None when no data is held out.
+    """
+    errors, pictures = "", {}
+    if held_out:
+        pictures = {
+            "report/held_out.png": "the error on held-out data by return-to-go",
+            "report/held_out.json": "the same as numbers",
+        }
+        mean, previous = held_out["references"].values()
+        errors = (
+            f"\nHeld-out data: mean squared error {held_out['mse']:.4g}\n  "
+            f"beside {mean:.4g} of the mean action, {previous:.4g} of the previous one"
+        )
     files = {
         "report/loss.png": "the loss curve",
+        **pictures,
         "metrics.jsonl": "the same as numbers; tensorboard/ too",
         "summary.json": "these figures",
         "data_report.json": "what is in the data",
@@ -174,7 +201,7 @@ def describe_run(workdir: str | os.PathLike, summary: dict, last_loss: float) ->
 Done: {summary["global_step"]:,} updates in {summary["train_runtime"]:.0f} s, \
 {summary["train_steps_per_second"]:.2f} a second, \
 {summary["train_samples_per_second"]:.0f} segments a second
-Loss: {last_loss:.4g} at the end, {summary["train_loss"]:.4g} on average
+Loss: {last_loss:.4g} at the end, {summary["train_loss"]:.4g} on average{errors}
 
 {listing}
 
@@ -242,6 +269,25 @@ def draw_loss(path: str | os.PathLike, records: list[dict]) -> None:
     rate_axes.set_ylabel("learning rate")
     rate_axes.set_ylim(bottom=0)
     figure.legend(loc="outside upper right", ncols=2, frameon=False)
+    figure.savefig(path, dpi=120)
+
+
+def draw_held_out(path: str | os.PathLike, errors: dict) -> None:
+    """What `HeldOut.evaluate` says: the error in each bin, beside the references."""
+    from matplotlib.figure import Figure
+
+    bins, references = errors["bins"], errors["references"]
+    names = [f"{bin['from']:.4g} to\n{bin['to']:.4g}" for bin in bins]
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.add_subplot(
+        xlabel="return-to-go / scale", ylabel="mean squared error, held out"
+    )
+    axes.semilogy(names, [bin["mse"] for bin in bins], marker="o", label="model")
+    for name, color in (("mean_action", "gray"), ("previous_action", "orange")):
+        label = name.replace("_", " ")
+        axes.axhline(references[name], color=f"tab:{color}", ls="--", label=label)
+    axes.grid(alpha=0.3, which="both")
+    figure.legend(loc="outside upper right", ncols=3, frameon=False)
     figure.savefig(path, dpi=120)
 
 

@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 from contextlib import closing, contextmanager
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from ml_collections import ConfigDict
 from dt_jax import report, trading
 from dt_jax.checkpoint import Checkpoints, load_trained, unflatten
 from dt_jax.feed import Feed, choose_placement, memory_plan
+from dt_jax.held_out import HeldOut
 from dt_jax.hf_weights import export_hf
 from dt_jax.metrics import Meter, MetricWriter, read_metrics
 from dt_jax.model import DecisionTransformer, init_params, model_fields
@@ -131,12 +133,14 @@ class _Run:
                 )
         if config.log.wandb and not find_spec("wandb"):
             raise ValueError("log.wandb=True needs the package: pip install wandb")
-        self.sampler = SegmentSampler(
-            load_trajectories(
-                data.path or _simulated_market(workdir),
-                split_on_dones=data.split_on_dones,
-                discount=data.discount,
-            ),
+        self.trajectories = load_trajectories(
+            data.path or _simulated_market(workdir),
+            split_on_dones=data.split_on_dones,
+            discount=data.discount,
+        )
+        training, held_out = self.trajectories.split(data.validation_fraction)
+        make_sampler = partial(
+            SegmentSampler,
             batch_size=config.train.batch_size,
             context_length=data.context_length,
             max_ep_len=data.max_ep_len,
@@ -144,7 +148,8 @@ class _Run:
             weighting=data.weighting,
             seed=config.seed,
         )
-        self.trajectories = self.sampler.trajectories
+        self.sampler = make_sampler(training)
+        self.held_out = None if held_out is None else make_sampler(held_out)
         self.model = DecisionTransformer(
             state_dim=self.trajectories.state_dim,
             act_dim=self.trajectories.act_dim,
@@ -156,7 +161,7 @@ class _Run:
             self.model = _take_over(self.model, trained.fields, config.train.init_from)
             self.given = trained.params
         self.steps_per_epoch = math.ceil(
-            self.trajectories.num_trajectories / config.train.batch_size
+            training.num_trajectories / config.train.batch_size
         )
         self.total_steps = (
             config.train.max_steps
@@ -189,16 +194,24 @@ class _Run:
         )
 
     def calls(self, step: int):
-        """(first step, number of updates) of each call; a save ends a call."""
+        """(first step, number of updates) of each call.
+
+        A save ends a call, and so does a record if it tells of held-out data.
+        """
         train = self.config.train
         while step < self.total_steps:
             to_save = train.save_steps - step % train.save_steps
             count = min(train.updates_per_call, to_save, self.total_steps - step)
+            if self.held_out:
+                count = min(count, train.logging_steps - step % train.logging_steps)
             yield step, count
             step += count
 
     def saves_at(self, step: int) -> bool:
         return step % self.config.train.save_steps == 0 or step == self.total_steps
+
+    def logs_at(self, step: int) -> bool:
+        return step % self.config.train.logging_steps == 0 or step == self.total_steps
 
 
 def _loop(run, feed, state, meter, checkpoints):
@@ -212,11 +225,12 @@ def _loop(run, feed, state, meter, checkpoints):
         seed=config.seed,
         fetch=feed.fetch,
     )
+    held_out = run.held_out and HeldOut(run.held_out, run.model, feed)
     writer = MetricWriter(
         workdir, step=meter.step, total_steps=run.total_steps, wandb=config.log.wandb
     )
 
-    def look(metrics):
+    def look(metrics, validation_loss):
         if metrics is None:
             return
         losses, grad_norms = jax.device_get(metrics)
@@ -231,21 +245,24 @@ def _loop(run, feed, state, meter, checkpoints):
             )
             raise SystemExit(3)
         for record in meter.update(losses, grad_norms):
+            if validation_loss is not None:
+                record["validation_loss"] = float(validation_loss)
             writer.write(record)
         writer.progress(meter.step)
 
     items = feed.items(run.calls(meter.step))
     with closing(writer), closing(items), _signals() as caught:
-        running = None
+        running = None, None
         for item in items:
             state, metrics = call(state, feed.store, item)
-            look(running)
-            running = metrics
+            look(*running)
             reached = meter.step + len(metrics.loss)
+            validated = held_out and run.logs_at(reached)
+            running = metrics, held_out.loss(state.params) if validated else None
             if not (caught or run.saves_at(reached)):
                 continue
-            look(running)
-            running = None
+            look(*running)
+            running = None, None
             checkpoints.save(
                 reached,
                 {"state": state},
@@ -260,7 +277,7 @@ def _loop(run, feed, state, meter, checkpoints):
             if caught:
                 raise SystemExit(128 + caught[0])
     checkpoints.wait()
-    _conclude(run, meter, state)
+    _conclude(run, meter, state, held_out)
 
 
 def _report_data(run, state) -> str:
@@ -276,6 +293,7 @@ def _report_data(run, state) -> str:
     if jax.process_index() == 0:
         facts = report.data_report(
             run.sampler,
+            whole=run.trajectories,
             action_tanh=run.config.model.action_tanh,
             placement=f"{placement} ({reason})",
             plan=plan,
@@ -303,8 +321,8 @@ def _check_same_run(run, record) -> None:
         )
 
 
-def _conclude(run, meter, state) -> None:
-    """Leave the summary and the picture, and say where everything lies."""
+def _conclude(run, meter, state, held_out) -> None:
+    """Leave the summary and the pictures, and say where everything lies."""
     if jax.process_index():
         return
     workdir = run.workdir
@@ -313,8 +331,12 @@ def _conclude(run, meter, state) -> None:
     summary = {**meter.summary(), "num_parameters": num_parameters}
     (workdir / "report").mkdir(exist_ok=True)
     report.draw_loss(workdir / "report" / "loss.png", records)
+    errors = held_out and held_out.evaluate(state.params, run.sampler.trajectories)
+    if errors:
+        _write_json(workdir / "report" / "held_out.json", errors)
+        report.draw_held_out(workdir / "report" / "held_out.png", errors)
     _write_json(workdir / "summary.json", summary)
-    print(report.describe_run(workdir, summary, records[-1]["loss"]))
+    print(report.describe_run(workdir, summary, records[-1]["loss"], errors))
 
 
 def _is_concluded(run) -> bool:

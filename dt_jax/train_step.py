@@ -61,21 +61,14 @@ def train_step(
     if axis_name is not None:
         key = jax.random.fold_in(key, jax.lax.axis_index(axis_name))
 
-    def squared_error(params):
-        prediction = model.apply(
-            {"params": params},
-            states=normalize(batch.states, state_mean, state_std),
-            actions=batch.actions,
-            returns_to_go=batch.returns_to_go,
-            timesteps=batch.timesteps,
-            attention_mask=batch.attention_mask,
-            deterministic=False,
-            rngs={"dropout": key},
+    def sum_of_squares(params):
+        how = {"deterministic": False, "rngs": {"dropout": key}}
+        squares_BxKxA = squared_errors(
+            model, params, batch, state_mean, state_std, **how
         )
-        error_BxKxA = prediction.action_preds - batch.actions
-        return jnp.sum(jnp.square(error_BxKxA) * batch.attention_mask[..., None])
+        return jnp.sum(squares_BxKxA)
 
-    squares, grads = jax.value_and_grad(squared_error)(state.params)
+    squares, grads = jax.value_and_grad(sum_of_squares)(state.params)
     count = batch.attention_mask.sum() * batch.actions.shape[-1]
     if axis_name is not None:
         squares, count, grads = jax.lax.psum((squares, count, grads), axis_name)
@@ -86,6 +79,23 @@ def train_step(
         TrainState(state.step + 1, params, opt_state),
         Metrics(squares / count, optax.tree.norm(grads)),
     )
+
+
+def squared_errors(
+    model: DecisionTransformer, params: dict, batch: Batch, state_mean, state_std, **how
+) -> jax.Array:
+    """BxKxA: of the predicted actions, 0 at padded steps; `how` is for `apply`."""
+    prediction = model.apply(
+        {"params": params},
+        states=normalize(batch.states, state_mean, state_std),
+        actions=batch.actions,
+        returns_to_go=batch.returns_to_go,
+        timesteps=batch.timesteps,
+        attention_mask=batch.attention_mask,
+        **how,
+    )
+    error_BxKxA = prediction.action_preds - batch.actions
+    return jnp.square(error_BxKxA) * batch.attention_mask[..., None]
 
 
 def init_state(params: dict, optimizer: optax.GradientTransformation) -> TrainState:

@@ -9,7 +9,7 @@ and the statistics of the states. Nothing here copies the states or knows a file
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -85,6 +85,52 @@ class Trajectories:
         ):
             digest.update(np.ascontiguousarray(array))
         return digest.hexdigest()
+
+    def select(self, episodes) -> "Trajectories":
+        """These trajectories alone: an index or mask over E, the rows shared.
+
+        The statistics and ranges of states and actions stay those of the whole data.
+        """
+        fields = ("starts", "lengths", "digests")
+        return replace(self, **{key: getattr(self, key)[episodes] for key in fields})
+
+    def split(self, fraction: float) -> tuple["Trajectories", "Trajectories | None"]:
+        """Training and held-out trajectories; equal ones never stand on both sides.
+
+        The digests decide, so the order of the trajectories is of no consequence. The
+        held-out share comes as near to `fraction` of E as whole groups of equal
+        trajectories, taken or left in turn, allow. At 0 this is (self, None).
+
+        Raises:
+          ValueError: the fraction is not in [0, 1), or one side would be empty.
+        """
+        if not 0.0 <= fraction < 1.0:
+            raise ValueError(
+                f"data.validation_fraction={fraction}: expected 0 to 1, 1 excluded"
+            )
+        if not fraction:
+            return self, None
+        _, group_E, sizes = np.unique(
+            self.digests, return_inverse=True, return_counts=True
+        )
+        held_out = np.zeros(len(sizes), bool)
+        missing = fraction * self.num_trajectories
+        for group, size in enumerate(sizes):
+            if size < 2 * missing:  # with it the share is nearer than without it
+                held_out[group] = True
+                missing -= size
+        if held_out.all() or not held_out.any():
+            raise ValueError(
+                f"data.validation_fraction={fraction} of {self.num_trajectories} "
+                f"trajectories ({len(sizes)} different ones) leaves none to "
+                f"{'train on' if held_out.all() else 'hold out'}; expected a fraction "
+                "that leaves at least one on each side"
+            )
+        return self.select(~held_out[group_E]), self.select(held_out[group_E])
+
+    def mean_action(self) -> np.ndarray:
+        """A float64, over the steps of these trajectories, in one pass."""
+        return _mean_and_std(self.actions, self.starts, self.lengths)[0]
 
     @classmethod
     def from_episodes(

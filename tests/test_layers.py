@@ -16,7 +16,7 @@ LAYERS = (
     {"readers", "segments", "trading"},
     {"feed", "model", "hf_weights", "optimizer", "metrics"},
     {"train_step", "checkpoint"},
-    {"policy"},
+    {"policy", "held_out"},
     {"rollout", "report"},
     {"train"},
 )

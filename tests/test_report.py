@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from dt_jax.feed import memory_plan
-from dt_jax.report import data_report, describe, draw_loss
+from dt_jax.report import data_report, describe, draw_held_out, draw_loss
 from dt_jax.segments import SegmentSampler
 from dt_jax.trajectories import Trajectories
 
@@ -42,7 +42,7 @@ def make_episodes():
     ]
 
 
-def report_of(data, *, action_tanh=True, max_ep_len=4, return_scale=1000.0):
+def report_of(data, *, action_tanh=True, max_ep_len=4, return_scale=1000.0, whole=None):
     sampler = SegmentSampler(
         Trajectories.from_episodes(data) if isinstance(data, list) else data,
         batch_size=8,
@@ -52,10 +52,12 @@ def report_of(data, *, action_tanh=True, max_ep_len=4, return_scale=1000.0):
         weighting="length",
         seed=0,
     )
-    plan = memory_plan(
-        sampler, updates_per_call=3, state_bytes=1000, store_dtype="float32"
-    )
-    return data_report(sampler, action_tanh=action_tanh, placement="host", plan=plan)
+    options = {
+        "action_tanh": action_tanh,
+        "placement": "host",
+        "plan": memory_plan(sampler, 3, state_bytes=1000, store_dtype="float32"),
+    }
+    return data_report(sampler, whole=whole or sampler.trajectories, **options)
 
 
 def quantiles(*values):
@@ -74,6 +76,7 @@ def test_the_figures_by_hand():
         "act_dim": 1,
         "bytes": 7 * 3 * 8,  # lists of numbers become 64-bit arrays
         "fingerprint": store.fingerprint(),
+        "held_out_trajectories": 0,
         "lengths": quantiles(1, 1.2, 2, 3.6, 4),
         "returns": quantiles(0.1, 0.12, 0.2, 0.36, 0.4),
         # of 0.4, 0.3, 0.3, 0.3; 0.1, 0.15; 0.2
@@ -156,6 +159,19 @@ def test_without_dones_a_reset_inside_is_unknown():
     assert "with a done inside: unknown" in describe(report)
 
 
+def test_held_out_trajectories_are_counted_apart():
+    episodes = make_episodes()
+    inner_done(episodes)
+    store = Trajectories.from_episodes(episodes)
+    report = report_of(store.select([0, 2]), whole=store)
+    assert (report["trajectories"], report["steps"]) == (2, 5)
+    assert report["held_out_trajectories"] == 1
+    assert report["trajectories_with_inner_dones"] == 0
+    assert report["fingerprint"] == store.fingerprint()
+    assert "held out besides: 1 trajectories" in describe(report)
+    assert "held out" not in describe(report_of(store))
+
+
 def test_returns_to_go_of_large_data_are_sampled_evenly(monkeypatch):
     monkeypatch.setattr("dt_jax.report.SAMPLED_STEPS", 4)
     found = report_of(make_episodes())["returns_to_go"]
@@ -210,3 +226,22 @@ def test_the_picture_shows_the_loss(tmp_path):
         rows, columns = np.nonzero(line[100:])
         assert len(set(columns)) > 600
         assert direction * np.corrcoef(rows, columns)[0, 1] > 0.999
+
+
+def test_the_picture_shows_the_held_out_error_beside_the_references(tmp_path):
+    def count(color, mse):
+        edges = zip(range(5), range(1, 6), strict=True)
+        bins = [{"from": a, "to": b, "steps": 9, "mse": mse} for a, b in edges]
+        references = {"mean_action": 0.5, "previous_action": 0.01}
+        errors = {"mse": mse, "bins": bins, "references": references}
+        draw_held_out(tmp_path / "held_out.png", errors)
+        pixels_HxWx3 = matplotlib.image.imread(tmp_path / "held_out.png")[..., :3]
+        line = np.array(color) / 255
+        rows = np.nonzero((np.abs(pixels_HxWx3 - line[None, None]) < 0.05).all(-1))[0]
+        return np.median(rows[rows > 60])  # below the legend
+
+    blue, gray, orange = (31, 119, 180), (127, 127, 127), (255, 127, 14)
+    heights = [count(color, 0.07) for color in (gray, blue, orange)]
+    assert heights == sorted(heights)
+    assert heights[0] + 100 < heights[1] < heights[2] - 100  # 0.07 is half-way in logs
+    assert abs(count(blue, 0.5) - count(gray, 0.5)) < 3

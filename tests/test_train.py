@@ -19,7 +19,9 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from configs import base
 from dt_jax import train
-from dt_jax.checkpoint import Checkpoints
+from dt_jax.checkpoint import Checkpoints, load_trained
+from dt_jax.feed import Feed
+from dt_jax.held_out import HeldOut
 from dt_jax.metrics import read_metrics
 from dt_jax.model import DecisionTransformer, init_params
 from dt_jax.optimizer import make_optimizer
@@ -42,6 +44,11 @@ SMALL = {
     "train.updates_per_call": 4,
     "train.logging_steps": 1,
     "train.save_steps": 6,  # not a multiple of updates_per_call
+}
+HELD_OUT = {
+    "data.validation_fraction": 0.25,
+    "train.max_steps": 15,
+    "train.logging_steps": 3,  # records within what would be calls
 }
 TIMES = ("steps_per_second", "samples_per_second")
 # main.py, but the process sends itself a signal as it writes a record.
@@ -355,3 +362,69 @@ def test_a_loss_that_is_not_finite_stops_the_run(dataset, tmp_path, capsys):
     with closing(Checkpoints(tmp_path / "checkpoints", None)) as checkpoints:
         checkpoint = checkpoints.restore()
     assert checkpoint is None or checkpoint.step < bad
+
+
+@pytest.fixture(scope="module")
+def held_out(dataset, tmp_path_factory):
+    """The workdir of a run with data held out."""
+    workdir = tmp_path_factory.mktemp("runs") / "held_out"
+    train.train(make_config(dataset, **HELD_OUT), workdir)
+    return workdir
+
+
+def test_a_record_tells_of_held_out_data_after_its_update(
+    held_out, dataset, tmp_path, capsys
+):
+    train.train(make_config(dataset, **HELD_OUT, **{"train.save_steps": 3}), tmp_path)
+    printed = capsys.readouterr().out
+    # The same updates; but a save waits for them, and a record does not.
+    records = records_of(held_out)
+    assert records == records_of(tmp_path)
+    assert [record["step"] for record in records] == [3, 6, 9, 12, 15]
+
+    training, held = load_trajectories(dataset).split(0.25)
+    data = {"context_length": 4, "max_ep_len": 12, "return_scale": 10.0, "seed": 0}
+    samplers = [
+        SegmentSampler(part, batch_size=8, weighting="length", **data)
+        for part in (held, training)
+    ]
+    model = DecisionTransformer(**load_trained(tmp_path).fields)
+    measure = HeldOut(samplers[0], model, Feed(samplers[1], "host"))
+    for record in records[:-4:-1]:
+        params = jax.tree.map(jnp.asarray, load_trained(tmp_path).params)
+        assert float(measure.loss(params)) == record["validation_loss"]
+        shutil.rmtree(tmp_path / "checkpoints" / str(record["step"]))
+    report = tmp_path / "report"
+    found = json.loads((report / "held_out.json").read_text())
+    # A record has all of so few windows; only the last sums are in float64 here.
+    assert found["mse"] == pytest.approx(records[-1]["validation_loss"], rel=1e-6)
+    assert (report / "held_out.png").read_bytes()[:4] == b"\x89PNG"
+    assert "Data: 15 trajectories" in printed
+    assert "held out besides: 5 trajectories" in printed
+    assert f"Held-out data: mean squared error {found['mse']:.4g}\n" in printed
+    assert f"{report / 'held_out.json'} " in printed
+
+
+def test_a_run_that_goes_on_measures_held_out_data_alike(held_out, dataset, tmp_path):
+    copy = shutil.copytree(held_out, tmp_path / "copy")
+    shutil.rmtree(copy / "checkpoints" / "15")
+    for name in ("summary.json", "report/held_out.json"):
+        (copy / name).unlink()
+    train.train(make_config(dataset, **HELD_OUT), copy)
+    assert_ends_alike(copy, held_out)
+    both = [(w / "report" / "held_out.json").read_text() for w in (copy, held_out)]
+    assert both[0] == both[1]
+    less = HELD_OUT | {"data.validation_fraction": 0.2}
+    with pytest.raises(
+        ValueError, match=r"a run with data\.validation_fraction=0\.25,"
+    ):
+        train.train(make_config(dataset, **less), copy)
+
+
+def test_a_record_ends_a_call_only_when_data_is_held_out(dataset, tmp_path):
+    def calls(fraction):
+        changes = HELD_OUT | {"data.validation_fraction": fraction}
+        return list(train._Run(make_config(dataset, **changes), tmp_path).calls(0))
+
+    assert calls(0.0) == [(0, 4), (4, 2), (6, 4), (10, 2), (12, 3)]
+    assert calls(0.25) == [(0, 3), (3, 3), (6, 3), (9, 3), (12, 3)]

@@ -148,6 +148,85 @@ def test_split_on_dones_equals_a_plain_loop_in_any_order(dones, data):
     assert list(zip(store.starts, store.lengths, strict=True)) == expected
 
 
+def repeats(counts):
+    """Trajectories of one step; trajectory i comes counts[i] times."""
+    return from_rewards([[number] for number, n in enumerate(counts) for _ in range(n)])
+
+
+def rewards_of(store):
+    return sorted(store.rewards[store.starts].tolist())
+
+
+def test_selected_trajectories_share_the_rows():
+    store = Trajectories.from_episodes(make_episodes())
+    chosen = store.select([3, 1])
+    assert (chosen.num_trajectories, chosen.num_steps) == (2, 3)
+    assert chosen.starts.tolist() == [11, 3]
+    assert chosen.digests.tolist() == store.digests[[3, 1]].tolist()
+    assert chosen.states is store.states
+    assert chosen.returns_to_go is store.returns_to_go
+    actions_NxA = np.concatenate([make_episodes()[i]["actions"] for i in (3, 1)])
+    # Both in double precision.
+    np.testing.assert_allclose(
+        chosen.mean_action(), actions_NxA.astype(np.float64).mean(axis=0), rtol=1e-12
+    )
+
+
+@settings(deadline=None, derandomize=True)
+@given(
+    counts=st.lists(st.integers(1, 5), min_size=2, max_size=12),
+    fraction=st.floats(0.01, 0.99),
+    data=st.data(),
+)
+def test_a_split_keeps_repeats_together_in_any_order(counts, fraction, data):
+    store = repeats(counts)
+    order = data.draw(st.permutations(range(store.num_trajectories)))
+    try:
+        training, held_out = store.split(fraction)
+    except ValueError:
+        with pytest.raises(ValueError, match=r"data\.validation_fraction"):
+            store.select(order).split(fraction)
+        return
+    sides = rewards_of(training), rewards_of(held_out)
+    assert set(sides[0]).isdisjoint(sides[1])
+    assert sorted(sides[0] + sides[1]) == rewards_of(store)
+    shuffled = store.select(order).split(fraction)
+    assert tuple(map(rewards_of, shuffled)) == sides
+    # Moving a group of n over brings the share nearer only if it is out by above n / 2.
+    out = abs(held_out.num_trajectories - fraction * store.num_trajectories)
+    assert out <= max(counts) / 2
+
+
+def test_splits_on_paper():
+    assert [s.num_trajectories for s in repeats([1] * 20).split(0.25)] == [15, 5]
+    # Nine tenths are one trajectory: wherever its digest stands, it is trained on.
+    for number in range(5):
+        counts = [1] * 11
+        counts[number] = 90
+        training, held_out = repeats(counts).split(0.1)
+        assert set(rewards_of(training)) == {number}
+        assert held_out.num_trajectories == 10
+    store = repeats([1, 2])
+    assert store.split(0.0) == (store, None)
+    assert store.split(0.0)[0] is store
+
+
+@pytest.mark.parametrize(
+    ("fraction", "message"),
+    [
+        (-0.1, "=-0.1: expected 0 to 1, 1 excluded"),
+        (1.0, "=1.0: expected 0 to 1, 1 excluded"),
+        (np.nan, "=nan: expected 0 to 1, 1 excluded"),
+        (0.1, "=0.1 of 4 trajectories (2 different ones) leaves none to hold out; "),
+        (0.9, "=0.9 of 4 trajectories (2 different ones) leaves none to train on; "),
+    ],
+)
+def test_a_split_that_cannot_be_names_its_key(fraction, message):
+    with pytest.raises(ValueError) as caught:  # noqa: PT011, compared below
+        repeats([2, 2]).split(fraction)
+    assert str(caught.value).startswith(f"data.validation_fraction{message}")
+
+
 @pytest.mark.parametrize("block_bytes", [8 << 20, 200])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_statistics_are_numpys_over_the_chosen_steps(monkeypatch, block_bytes, dtype):
