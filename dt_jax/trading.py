@@ -402,7 +402,8 @@ class TradingEnv(gymnasium.Env):
     """FinRL's StockTradingEnv; also `gymnasium.make("dt_jax/StockTrading-v0", ...)`.
 
     Observations are S float64, as FinRL's are: raw money and shares need the digits.
-    Actions are M float32 in [-1, 1]. `info` has the date and the assets.
+    Actions are M float32 in [-1, 1]. `info` has the date, the assets, and what was
+    traded on the day just passed: the worth of the shares bought plus those sold.
 
     Args:
       market: a `Market`, or a table for `load_market`.
@@ -447,7 +448,7 @@ class TradingEnv(gymnasium.Env):
         super().reset(seed=seed)
         first_day = self.np_random.integers(*self._starts, endpoint=True)
         self._accounts = open_accounts(self.market, self.rules, [first_day])
-        return self._observation(), self._info()
+        return self._observation(), self._info(self._accounts)
 
     def step(self, action: np.ndarray):
         action_M = np.asarray(action)
@@ -459,13 +460,14 @@ class TradingEnv(gymnasium.Env):
         over = self._accounts is not None and self._steps_left() == 0
         if self._accounts is None or (over and not self.repeat_last_reward):
             raise gymnasium.error.ResetNeeded("no episode runs, call reset() first")
+        before = self._accounts
         if not over:
             self._accounts, reward_E = trade_day(
-                self.market, self.rules, self._accounts, action_M[None]
+                self.market, self.rules, before, action_M[None]
             )
             self._reward = float(reward_E[0])
         terminated = over if self.repeat_last_reward else self._steps_left() == 0
-        return self._observation(), self._reward, terminated, False, self._info()
+        return self._observation(), self._reward, terminated, False, self._info(before)
 
     def _steps_left(self):
         first_day, day = self._accounts.first_day[0], self._accounts.day[0]
@@ -474,9 +476,13 @@ class TradingEnv(gymnasium.Env):
     def _observation(self):
         return observe(self.market, self._accounts)[0]
 
-    def _info(self):
-        date = str(self.market.dates[self._accounts.day[0]])
-        return {"date": date, "assets": float(assets(self.market, self._accounts)[0])}
+    def _info(self, before):
+        traded_M = np.abs(self._accounts.shares - before.shares)[0]
+        return {
+            "date": str(self.market.dates[self._accounts.day[0]]),
+            "assets": float(assets(self.market, self._accounts)[0]),
+            "traded": float(traded_M @ self.market.close[before.day[0]]),
+        }
 
 
 def scripted_actions(

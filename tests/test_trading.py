@@ -100,7 +100,7 @@ def test_golden_first_state():
     for place, value in GOLDEN["first_state"].items():
         assert state[int(place)] == pytest.approx(value, rel=1e-12)
     assert state.sum() == pytest.approx(GOLDEN["first_state_sum"], rel=1e-9)
-    assert info == {"date": "2020-07-01", "assets": 1e6}
+    assert info == {"date": "2020-07-01", "assets": 1e6, "traded": 0.0}
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -246,6 +246,14 @@ def test_the_end_of_an_episode(repeat):
         with pytest.raises(gymnasium.error.ResetNeeded):
             env.step(np.ones(1, np.float32))
     assert env.reset()[0][2] == 0.0
+
+
+def test_what_a_day_traded():
+    env = TradingEnv(market_of([[10.0, 1.0]] * 2 + [[20.0, 2.0]] * 2))
+    infos = [env.reset()[1]]
+    infos += [env.step(np.float32([a, b]))[4] for a, b in ([1, 0], [-0.5, 1], [0, 0])]
+    # 100 at 10; the next day, before the prices double, 50 at 10 sold and 100 at 1.
+    assert [info["traded"] for info in infos] == [0.0, 1000.0, 600.0, 0.0]
 
 
 def test_step_needs_a_reset_and_a_whole_action():
