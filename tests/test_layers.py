@@ -17,11 +17,12 @@ LAYERS = (
     {"feed", "model", "hf_weights", "optimizer", "metrics", "backtest"},
     {"train_step", "checkpoint"},
     {"policy"},
-    {"rollout", "report"},
+    {"rollout", "report", "evaluation"},
     {"train"},
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 WITHOUT_JAX = {*LAYERS[1], *LAYERS[2], "hf_weights", "metrics", "backtest", "report"}
+WITHOUT_JAX |= {"evaluation"}
 TREES = {
     path.stem: ast.parse(path.read_text()) for path in (ROOT / "dt_jax").glob("*.py")
 }
