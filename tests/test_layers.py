@@ -18,12 +18,12 @@ LAYERS = (
     {"train_step", "checkpoint"},
     {"policy"},
     {"rollout", "report", "evaluation"},
-    {"pictures"},
+    {"pictures", "page"},
     {"train"},
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 WITHOUT_JAX = {*LAYERS[1], *LAYERS[2], "hf_weights", "metrics", "backtest", "report"}
-WITHOUT_JAX |= {"evaluation", "pictures"}
+WITHOUT_JAX |= {"evaluation", "pictures", "page"}
 TREES = {
     path.stem: ast.parse(path.read_text()) for path in (ROOT / "dt_jax").glob("*.py")
 }
