@@ -14,14 +14,16 @@ LAYERS = (
     {"__init__"},
     {"trajectories"},
     {"readers", "segments", "trading"},
-    {"feed", "model", "hf_weights", "optimizer", "metrics"},
+    {"feed", "model", "hf_weights", "optimizer", "metrics", "backtest"},
     {"train_step", "checkpoint"},
     {"policy", "held_out"},
-    {"rollout", "report"},
+    {"rollout", "report", "evaluation"},
+    {"pictures", "page"},
     {"train"},
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
-WITHOUT_JAX = {*LAYERS[1], *LAYERS[2], "hf_weights", "metrics", "report"}
+WITHOUT_JAX = {*LAYERS[1], *LAYERS[2], "hf_weights", "metrics", "backtest", "report"}
+WITHOUT_JAX |= {"evaluation", "pictures", "page"}
 TREES = {
     path.stem: ast.parse(path.read_text()) for path in (ROOT / "dt_jax").glob("*.py")
 }
