@@ -12,6 +12,7 @@ ROOT = Path(__file__).parent.parent
 # A file may import only what stands in a line above its own.
 LAYERS = (
     {"__init__"},
+    {"rows"},
     {"trajectories"},
     {"readers", "segments", "trading"},
     {"feed", "model", "hf_weights", "optimizer", "metrics", "backtest"},
@@ -22,7 +23,15 @@ LAYERS = (
     {"train"},
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
-WITHOUT_JAX = {*LAYERS[1], *LAYERS[2], "hf_weights", "metrics", "backtest", "report"}
+WITHOUT_JAX = {
+    *LAYERS[1],
+    *LAYERS[2],
+    *LAYERS[3],
+    "hf_weights",
+    "metrics",
+    "backtest",
+    "report",
+}
 WITHOUT_JAX |= {"evaluation", "pictures", "page"}
 TREES = {
     path.stem: ast.parse(path.read_text()) for path in (ROOT / "dt_jax").glob("*.py")
