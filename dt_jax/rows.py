@@ -17,7 +17,7 @@ from operator import getitem
 import numpy as np
 
 THREAD_BYTES = 4 << 20  # one more thread for each so many bytes to copy
-READ_AHEAD_BYTES = 1 << 30  # less than this stays in the page cache once it is read
+READ_AHEAD_BYTES = 1 << 28  # less than this stays in the page cache once it is read
 HAS_MADVISE = hasattr(mmap, "MADV_WILLNEED")  # Windows has not
 
 _copiers = ThreadPoolExecutor(os.cpu_count(), "rows")
