@@ -3,12 +3,13 @@
 
     python -m benchmarks.batches [FOLDER] [--rounds 25]
 
-FOLDER holds a dataset that `benchmarks.full_size` wrote. Rows: a plain copy of as many
-bytes; our gather from one array in memory, from 18 of them, from the warm memory map;
-the notebook's collator on Python lists; the same on a `datasets` column, which decodes
-each row for the loader and again for the collator (4 rows are, then scaled); then from
-the map with nothing of it in the page cache, by plain indexing and by ours. Prints
-medians and ratios; writes batches.json.
+FOLDER holds a dataset that `benchmarks.full_size` wrote. Milliseconds for one batch,
+ten at a time as the feed asks for them. Rows: a plain copy of as many bytes; our gather
+from one array in memory, from 18 of them, from the warm memory map; the notebook's
+collator on Python lists (one batch); the same on a `datasets` column, which decodes each
+row for the loader and again for the collator (4 rows are, then scaled); then from the
+map with nothing of it in the page cache, by plain indexing and by ours. Prints medians
+and ratios; writes batches.json.
 """
 
 import argparse
@@ -17,6 +18,7 @@ import json
 import mmap
 import os
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +27,7 @@ from benchmarks.updates import BATCH_SIZE, collate
 
 HERE = Path(__file__).parent
 IN_MEMORY = 540  # trajectories held in memory, 0.9 GB: far beyond any cache
+TOGETHER = 10
 WARM = "gather, warm map of 18 shards"
 DECODED = 24  # trajectories held as Python lists, 0.4 GB
 
@@ -53,7 +56,8 @@ def main():
     column = datasets.load_from_disk(str(args.folder))["train"]
     lists = [column[number] for number in range(DECODED)]
     mean, std = mapped.state_mean, mapped.state_std
-    source = np.random.default_rng(0).random(BATCH_SIZE * 20 * (3941 + 394), np.float32)
+    size = TOGETHER * BATCH_SIZE * 20 * (3941 + 394)
+    source = np.random.default_rng(0).random(size, np.float32)
     target = np.empty_like(source)
     samplers = {
         "gather, one array": sampler_of(one),
@@ -61,20 +65,22 @@ def main():
         WARM: sampler_of(mapped),
     }
     ways = {"np.copyto": lambda step: np.copyto(target, source)}
-    ways |= {name: sampler.batch for name, sampler in samplers.items()}
-    ways["collator on lists"] = lambda step: collate(lists, mean, std)
+    ways |= {name: partial(gather, sampler) for name, sampler in samplers.items()}
 
     def decode(step):
         for number in range(4):
             column[(4 * step + number) * 37 % len(column)]
 
-    times = {name: [] for name in ways}
+    times = {name: [] for name in (*ways, "collator on lists")}
     decoding = []
     for step in range(args.rounds):
         for name, way in ways.items():
             start = time.perf_counter()
-            way(step % 5)  # the map's pages are in the cache from the second time on
-            times[name].append(time.perf_counter() - start)
+            way(step)
+            times[name].append((time.perf_counter() - start) / TOGETHER)
+        start = time.perf_counter()
+        collate(lists, mean, std)
+        times["collator on lists"].append(time.perf_counter() - start)
         start = time.perf_counter()
         decode(step)
         twice = 2 * (time.perf_counter() - start) * BATCH_SIZE / 4
@@ -82,15 +88,15 @@ def main():
     times["collator on a datasets column"] = decoding
     cold = {
         "plain indexing, cold map": lambda step: index_plainly(samplers[WARM], step),
-        "gather, cold map": samplers[WARM].batch,
+        "gather, cold map": partial(gather, samplers[WARM]),
     }
     for name, way in cold.items():
         times[name] = []
-        for step in range(5, 15):
+        for step in range(args.rounds, args.rounds + 10):
             drop_pages(mapped, args.folder)
             start = time.perf_counter()
             way(step)
-            times[name].append(time.perf_counter() - start)
+            times[name].append((time.perf_counter() - start) / TOGETHER)
     medians = {name: float(np.median(t[5:])) for name, t in times.items()}
     print(f"{'way':32s}{'ms':>10s}{'x copyto':>10s}{'x map':>10s}")
     for name, median in medians.items():
@@ -100,9 +106,18 @@ def main():
     (HERE / "batches.json").write_text(json.dumps(medians, indent=2) + "\n")
 
 
+def gather(sampler, step):
+    sampler.gather(*draw(sampler, step))
+
+
+def draw(sampler, step):
+    draws = map(sampler.draw, range(TOGETHER * step, TOGETHER * (step + 1)))
+    return [np.concatenate(part) for part in zip(*draws, strict=True)]
+
+
 def index_plainly(sampler, step):
-    """The states and actions of a batch, as NumPy alone would read them."""
-    rows_BxK = sampler.layout(*sampler.draw(step))[0]
+    """The states and actions of the batches, as NumPy alone would read them."""
+    rows_BxK = sampler.layout(*draw(sampler, step))[0]
     for rows in (sampler.trajectories.states, sampler.trajectories.actions):
         piece_B = rows.piece_of(rows_BxK[:, 0])
         out = np.empty((*rows_BxK.shape, rows.shape[1]), np.float32)
