@@ -2,7 +2,7 @@
 """Train a Decision Transformer.
 
 python main.py --config configs/base.py [--workdir DIR]
-    [--mode train|inspect|export] [--config.section.key=value ...]
+    [--mode train|evaluate|export|inspect|collect] [--config.section.key=value ...]
 """
 
 import os
@@ -15,7 +15,8 @@ from ml_collections import config_flags
 
 CONFIG = config_flags.DEFINE_config_file("config", help_string="A file of configs/.")
 WORKDIR = flags.DEFINE_string("workdir", None, "By default runs/<name of the config>.")
-MODE = flags.DEFINE_enum("mode", "train", ["train", "inspect", "export"], "What to do.")
+MODES = ["train", "evaluate", "export", "inspect", "collect"]
+MODE = flags.DEFINE_enum("mode", "train", MODES, "What to do.")
 app.define_help_flags()
 
 

@@ -6,10 +6,10 @@
 FOLDER holds a dataset that `benchmarks.full_size` wrote. Milliseconds for one batch,
 ten at a time as the feed asks for them. Rows: a plain copy of as many bytes; our gather
 from one array in memory, from 18 of them, from the warm memory map; the notebook's
-collator on Python lists (one batch); the same on a `datasets` column, which decodes each
-row for the loader and again for the collator (4 rows are, then scaled); then from the
-map with nothing of it in the page cache, by plain indexing and by ours. Prints medians
-and ratios; writes batches.json.
+collator on Python lists (one batch); the same on a `datasets` column, which decodes
+each row for the loader and again for the collator (4 rows are, then scaled); then from
+the map with nothing of it in the page cache, by plain indexing and by ours. Prints
+medians and ratios; writes batches.json.
 """
 
 import argparse

@@ -91,6 +91,30 @@ def get_config() -> ConfigDict:
     train.save_steps = 500
     train.save_total_limit = 3
 
+    # After training, and with --mode=evaluate, the model acts towards each target.
+    config.eval = evaluation = ConfigDict()
+    # A Gymnasium id or 'module:callable'; empty: the simulated market where data.path
+    # is empty, else none.
+    evaluation.environment = ""
+    # Its arguments, as JSON: '{"market": "prices.csv"}'.
+    evaluation.environment_kwargs = "{}"
+    # Returns to aim at, in raw reward; empty: 10, 50, 90 and 100 % of the data's.
+    evaluation.targets = ()
+    # Episodes for each target, on the same seeds.
+    evaluation.episodes = 20
+    # Others on the same seeds: 'module:callable' (observations -> actions), a .zip of
+    # stable-baselines3, a workdir or a Hugging Face folder.
+    evaluation.beside = ()
+    # Returns that are normalised to 0 and to 100; empty: that of random actions, and
+    # the data's 90 % quantile.
+    evaluation.reference_returns = ()
+
+    # --mode=collect: an actor's episodes in eval.environment, to <workdir>/dataset.
+    config.collect = collect = ConfigDict()
+    # 'module:callable' or a .zip of stable-baselines3.
+    collect.actor = ""
+    collect.episodes = 1000
+
     config.log = log = ConfigDict()
     # Also send the metrics to Weights & Biases (pip install wandb).
     log.wandb = False

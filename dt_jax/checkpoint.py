@@ -35,11 +35,13 @@ class Trained(NamedTuple):
 
     normalization: state_mean and state_std (lists of S), return_scale, context_length
     and max_ep_len; None when a folder comes without `normalization.json`.
+    step: updates made, None for a folder.
     """
 
     fields: dict
     params: dict
     normalization: dict | None
+    step: int | None = None
 
 
 def load_trained(path: str | os.PathLike) -> Trained:
@@ -66,7 +68,10 @@ def load_trained(path: str | os.PathLike) -> Trained:
         if found:
             params.setdefault(found[1], {})[found[2]] = array
     return Trained(
-        checkpoint.record["model"], params, checkpoint.record["normalization"]
+        checkpoint.record["model"],
+        params,
+        checkpoint.record["normalization"],
+        checkpoint.step,
     )
 
 

@@ -16,7 +16,6 @@ from dt_jax.backtest import Curves, figures
 RANDOM = "random actions"  # the actor whose mean return is normalised to 0
 WEAK_RANK = 0.5  # targets that steer less than this hardly steer
 WIDTH = 88
-QUANTILES = {"min": 0.0, "10 %": 0.1, "median": 0.5, "90 %": 0.9, "max": 1.0}
 
 
 class Actor(NamedTuple):
@@ -56,7 +55,7 @@ def evaluation_report(
     environment: str,
     step: int,
     first_seed: int,
-    data_returns_E: np.ndarray,
+    data_returns: dict[str, float],
     longest: int,
     reference: tuple[float, float] | None = None,
     backtest_references: dict[str, Curves] | None = None,
@@ -66,18 +65,15 @@ def evaluation_report(
     Args:
       actors: those with a target first; all on the same seeds, from `first_seed` on.
       step: the update of the checkpoint.
-      data_returns_E: raw returns of the training data. longest: its longest trajectory.
+      data_returns: of the training data, raw: min, 10 %, median, 90 %, max, mean and
+        std. longest: its longest trajectory.
       reference: returns normalised to 0 and to 100; None: the mean of the actor named
         `RANDOM` and the data's 90 % quantile.
       backtest_references: what `backtest.references` gives.
     """
-    data_returns_E = np.asarray(data_returns_E, np.float64)
-    levels = np.quantile(data_returns_E, list(QUANTILES.values())).tolist()
-    data = dict(zip(QUANTILES, levels, strict=True))
-    data |= {"mean": float(data_returns_E.mean()), "std": float(data_returns_E.std())}
     if reference is None:
         low = next(actor.returns.mean() for actor in actors if actor.name == RANDOM)
-        low, high = float(low), data["90 %"]
+        low, high = float(low), data_returns["90 %"]
     else:
         low, high = map(float, reference)
 
@@ -100,7 +96,7 @@ def evaluation_report(
         "step": step,
         "episodes": len(actors[0].returns),
         "first_seed": first_seed,
-        "data": {"returns": data, "longest": int(longest)},
+        "data": {"returns": data_returns, "longest": int(longest)},
         "reference": {"low": low, "high": high, "given": reference is not None},
         "actors": [facts(actor) for actor in actors],
         "spearman": _rank_correlation(

@@ -112,6 +112,8 @@ def data_report(
         "held_out_trajectories": whole.num_trajectories - trajectories.num_trajectories,
         "lengths": _quantiles(lengths_E),
         "returns": _quantiles(returns_E),
+        "return_mean": float(returns_E.mean(dtype=np.float64)),
+        "return_std": float(returns_E.std(dtype=np.float64)),
         "returns_to_go": _quantiles(_returns_to_go(sampler)),
         "action_range": [
             float(trajectories.action_min.min()),
@@ -184,6 +186,7 @@ def describe_run(
             f"beside {mean:.4g} of the mean action, {previous:.4g} of the previous one"
         )
     files = {
+        "report/index.html": "all of it on one page",
         "report/loss.png": "the loss curve",
         **pictures,
         "metrics.jsonl": "the same as numbers; tensorboard/ too",

@@ -22,15 +22,19 @@ from ml_collections import ConfigDict
 
 from dt_jax import report, trading
 from dt_jax.checkpoint import Checkpoints, load_trained, unflatten
+from dt_jax.evaluate import check_environment, collect, environment_of, evaluate
 from dt_jax.feed import Feed, choose_placement, memory_plan
 from dt_jax.held_out import HeldOut
 from dt_jax.hf_weights import export_hf
 from dt_jax.metrics import Meter, MetricWriter, read_metrics
 from dt_jax.model import DecisionTransformer, init_params, model_fields
 from dt_jax.optimizer import make_optimizer, make_schedule
+from dt_jax.page import write_page
 from dt_jax.readers import load_trajectories, save_trajectories
 from dt_jax.segments import SegmentSampler
 from dt_jax.train_step import TrainState, init_state, make_train_call, replicate
+
+__all__ = ["collect", "evaluate", "export", "inspect", "train"]  # main.py's modes
 
 SIMULATED_MARKET = "simulated_market"  # the embedded dataset's folder in the workdir
 
@@ -47,6 +51,14 @@ HF_ONLY_FIELDS = (
 FREE_KEYS = {
     "data.path",
     "data.placement",
+    "eval.environment",
+    "eval.environment_kwargs",
+    "eval.targets",
+    "eval.episodes",
+    "eval.beside",
+    "eval.reference_returns",
+    "collect.actor",
+    "collect.episodes",
     "train.num_train_epochs",
     "train.max_steps",
     "train.updates_per_call",
@@ -89,6 +101,7 @@ def train(config: ConfigDict, workdir: Path) -> None:
         128 + the signal's number after SIGTERM or SIGINT, the state saved.
     """
     run = _Run(config, workdir)
+    check_environment(config, run.model)
     folder = workdir / "checkpoints"
     with closing(Checkpoints(folder, config.train.save_total_limit)) as checkpoints:
         checkpoint, meter = checkpoints.restore(), None
@@ -251,33 +264,39 @@ def _loop(run, feed, state, meter, checkpoints):
         writer.progress(meter.step)
 
     items = feed.items(run.calls(meter.step))
-    with closing(writer), closing(items), _signals() as caught:
-        running = None, None
-        for item in items:
-            state, metrics = call(state, feed.store, item)
-            look(*running)
-            reached = meter.step + len(metrics.loss)
-            validated = held_out and run.logs_at(reached)
-            running = metrics, held_out.loss(state.params) if validated else None
-            if not (caught or run.saves_at(reached)):
-                continue
-            look(*running)
+    with _signals() as caught:
+        with closing(writer), closing(items):
             running = None, None
-            checkpoints.save(
-                reached,
-                {"state": state},
-                {
-                    "config": config.to_dict(),
-                    "model": model_fields(run.model),
-                    "normalization": _normalization(run),
-                    "fingerprint": run.trajectories.fingerprint(),
-                    "meter": meter.state(),
-                },
-            )
+            for item in items:
+                state, metrics = call(state, feed.store, item)
+                look(*running)
+                reached = meter.step + len(metrics.loss)
+                validated = held_out and run.logs_at(reached)
+                running = metrics, held_out.loss(state.params) if validated else None
+                if not (caught or run.saves_at(reached)):
+                    continue
+                look(*running)
+                running = None, None
+                checkpoints.save(
+                    reached,
+                    {"state": state},
+                    {
+                        "config": config.to_dict(),
+                        "model": model_fields(run.model),
+                        "normalization": _normalization(run),
+                        "fingerprint": run.trajectories.fingerprint(),
+                        "meter": meter.state(),
+                    },
+                )
+                if caught:
+                    raise SystemExit(128 + caught[0])
+        checkpoints.wait()
+
+        def poll():
             if caught:
                 raise SystemExit(128 + caught[0])
-    checkpoints.wait()
-    _conclude(run, meter, state, held_out)
+
+        _conclude(run, meter, state, held_out, poll)
 
 
 def _report_data(run, state) -> str:
@@ -321,8 +340,8 @@ def _check_same_run(run, record) -> None:
         )
 
 
-def _conclude(run, meter, state, held_out) -> None:
-    """Leave the summary and the pictures, and say where everything lies."""
+def _conclude(run, meter, state, held_out, poll) -> None:
+    """Leave the summary, the pictures and the page; say where everything lies."""
     if jax.process_index():
         return
     workdir = run.workdir
@@ -336,14 +355,19 @@ def _conclude(run, meter, state, held_out) -> None:
         _write_json(workdir / "report" / "held_out.json", errors)
         report.draw_held_out(workdir / "report" / "held_out.png", errors)
     _write_json(workdir / "summary.json", summary)
+    if environment_of(run.config):
+        evaluate(run.config, workdir, poll)
+    else:
+        write_page(workdir)
     print(report.describe_run(workdir, summary, records[-1]["loss"], errors))
 
 
 def _is_concluded(run) -> bool:
-    """False when a kill came between the last save and its summary."""
+    """False when a kill came between the last save and the page."""
     path = run.workdir / "summary.json"
     summary = json.loads(path.read_text()) if path.is_file() else {"global_step": 0}
-    return summary["global_step"] >= run.total_steps
+    page = run.workdir / "report" / "index.html"
+    return summary["global_step"] >= run.total_steps and page.is_file()
 
 
 def _normalization(run) -> dict:

@@ -10,6 +10,13 @@ from dt_jax.backtest import Curves
 from dt_jax.evaluation import RANDOM, Actor, describe_evaluation, evaluation_report
 
 
+def summary_of(returns_E):
+    names = ("min", "10 %", "median", "90 %", "max")
+    levels = np.quantile(returns_E, (0.0, 0.1, 0.5, 0.9, 1.0)).tolist()
+    moments = {"mean": float(returns_E.mean()), "std": float(returns_E.std())}
+    return dict(zip(names, levels, strict=True)) | moments
+
+
 def actor(name, target, returns, lengths=(4, 4), **info):
     return Actor(name, target, np.array(returns, float), np.array(lengths), info)
 
@@ -28,7 +35,7 @@ def report_of(actors, *, longest=4, data=range(11), **options):
         environment="Some-v0",
         step=1500,
         first_seed=7,
-        data_returns_E=np.array(data, np.float32),
+        data_returns=summary_of(np.array(data, np.float32)),
         longest=longest,
         **options,
     )

@@ -20,6 +20,7 @@ LAYERS = (
     {"policy", "held_out"},
     {"rollout", "report", "evaluation"},
     {"pictures", "page"},
+    {"evaluate"},
     {"train"},
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

@@ -11,6 +11,7 @@ from html.parser import HTMLParser
 import matplotlib.image
 import numpy as np
 import pytest
+from test_evaluation import summary_of
 
 from dt_jax.evaluation import RANDOM, Actor, evaluation_report
 from dt_jax.page import PICTURES, write_page
@@ -33,7 +34,7 @@ def workdir(tmp_path):
         environment=EVIL,
         step=960,
         first_seed=3,
-        data_returns_E=np.array([0.0, 4.0]),
+        data_returns=summary_of(np.array([0.0, 4.0])),
         longest=100,
     )
     files = {

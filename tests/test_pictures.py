@@ -4,6 +4,7 @@
 import matplotlib.image
 import numpy as np
 import pytest
+from test_evaluation import summary_of
 
 from dt_jax.backtest import Curves
 from dt_jax.evaluation import RANDOM, Actor, evaluation_report
@@ -34,7 +35,7 @@ def test_achieved_returns_stand_over_their_targets(tmp_path):
             environment="Some-v0",
             step=1,
             first_seed=0,
-            data_returns_E=np.array([0.0, 900.0]),
+            data_returns=summary_of(np.array([0.0, 900.0])),
             longest=1,
             reference=(0, 1),
         )
