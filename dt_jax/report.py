@@ -101,7 +101,7 @@ def data_report(
     """
     trajectories = sampler.trajectories
     lengths_E = trajectories.lengths
-    returns_E = sampler.returns_to_go[trajectories.starts]
+    returns_E = np.sort(sampler.returns_to_go[trajectories.starts])
     report = {
         "trajectories": trajectories.num_trajectories,
         "steps": trajectories.num_steps,

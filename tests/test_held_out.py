@@ -36,7 +36,7 @@ def make_held_out(data, chosen, model, *, size=4, length=4, placement="host"):
     """Over the chosen trajectories, with the feed of a sampler over all the others."""
     settings = {"batch_size": size, "context_length": length, **SETTINGS}
     rest = np.setdiff1d(np.arange(data.num_trajectories), chosen)
-    feed = Feed(SegmentSampler(data.select(rest), **settings), placement)
+    feed = Feed(SegmentSampler(data.select(rest), **settings), placement, "float32")
     return HeldOut(SegmentSampler(data.select(chosen), **settings), model, feed)
 
 

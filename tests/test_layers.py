@@ -102,8 +102,8 @@ def test_pmap_stands_in_one_function():
     assert found == {"train_step": ["make_train_call"]}
 
 
-def test_the_config_is_read_by_train_alone():
-    assert importers("ml_collections") == {"train"}
+def test_the_config_is_read_by_train_and_evaluate_alone():
+    assert importers("ml_collections") == {"train", "evaluate"}
     # `jax.config` and HF's config.json are other things: only what is given counts.
     readers = {
         name
@@ -111,4 +111,4 @@ def test_the_config_is_read_by_train_alone():
         for node in ast.walk(tree)
         if isinstance(node, ast.arg) and node.arg == "config"
     }
-    assert readers == {"train"}
+    assert readers == {"train", "evaluate"}

@@ -219,12 +219,18 @@ class Listener:
         return self._config.to_dict()
 
 
-def test_every_key_is_read(tmp_path, dataset):
+def no_trades(observations_ExS):
+    return np.zeros((len(observations_ExS), 6))
+
+
+def test_every_key_is_read(tmp_path):
     config, read = base.get_config(), set()
     config.model.update({"hidden_size": 8, "n_layer": 1})
-    config.data.path, config.train.num_train_epochs = str(dataset), 1
+    config.train.num_train_epochs, config.eval.episodes = 1, 1
+    config.collect.update(actor=f"{__name__}:no_trades", episodes=2)
     config.train.nobody_reads_this = 1
     train.train(Listener(config, read), tmp_path)
+    train.collect(Listener(config, read), tmp_path)
     assert flat(config).keys() - read == {"train.nobody_reads_this"}
 
 

@@ -79,6 +79,9 @@ def test_the_figures_by_hand():
         "held_out_trajectories": 0,
         "lengths": quantiles(1, 1.2, 2, 3.6, 4),
         "returns": quantiles(0.1, 0.12, 0.2, 0.36, 0.4),
+        # of 0.4, 0.1 and 0.2 in float32
+        "return_mean": pytest.approx(0.7 / 3, rel=1e-6),
+        "return_std": pytest.approx((0.14 / 9) ** 0.5, rel=1e-6),
         # of 0.4, 0.3, 0.3, 0.3; 0.1, 0.15; 0.2
         "returns_to_go": quantiles(0.1, 0.13, 0.3, 0.34, 0.4),
         "action_range": [-1, 1],
