@@ -33,8 +33,8 @@ class Checkpoint(NamedTuple):
 class Trained(NamedTuple):
     """A model at rest: its fields, its parameters, and what acting needs of the data.
 
-    normalization: state_mean and state_std (lists of S), return_scale, context_length
-    and max_ep_len; None when a folder comes without `normalization.json`.
+    normalization: state_mean and state_std (lists of S), return_scale, discount,
+    context_length and max_ep_len; None of a folder without `normalization.json`.
     step: updates made, None for a folder.
     """
 

@@ -11,7 +11,6 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 from ml_collections import ConfigDict
 
 from dt_jax import backtest, pictures
@@ -61,14 +60,12 @@ def evaluate(
     data = json.loads((workdir / "data_report.json").read_text())
     scale = trained.normalization["return_scale"]
     returns = {key: scale * level for key, level in data["returns"].items()}
-    targets = _targets(config.eval.targets, returns)
-    reference = _reference(config.eval.reference_returns)
-    episodes, seed = config.eval.episodes, config.seed
-    if episodes < 1:
-        raise ValueError(f"eval.episodes={episodes}: expected at least 1")
-
     model = DecisionTransformer(**trained.fields)
-    check_environment(config, model)
+    check_evaluation(config, model)
+    targets = _numbers("targets", config.eval.targets) or sorted(
+        {returns[quantile] for quantile in TARGET_QUANTILES}
+    )
+    episodes, seed = config.eval.episodes, config.seed
     environments = make_environments(name, _kwargs(config), len(targets) * episodes)
     others = {RANDOM: random_actor(environments[0], seed)}
     for spec in config.eval.beside:
@@ -105,7 +102,7 @@ def evaluate(
         data_returns=returns
         | {key: scale * data[f"return_{key}"] for key in ("mean", "std")},
         longest=int(data["lengths"]["max"]),
-        reference=reference,
+        reference=tuple(config.eval.reference_returns) or None,
         backtest_references=references,
     )
     folder = workdir / "report"
@@ -144,11 +141,22 @@ def collect(config: ConfigDict, workdir: Path) -> None:
     print(f"  python main.py --config configs/base.py --config.data.path={path}")
 
 
-def check_environment(config: ConfigDict, model: DecisionTransformer) -> None:
-    """Refuse an environment that does not fit the model, with a ValueError."""
-    if name := environment_of(config):
-        (environment,) = make_environments(name, _kwargs(config), 1)
-        check_spaces(environment, state_dim=model.state_dim, act_dim=model.act_dim)
+def check_evaluation(config: ConfigDict, model: DecisionTransformer) -> None:
+    """Refuse, before a long training, what `evaluate` would refuse after it."""
+    if not (name := environment_of(config)):
+        return
+    (environment,) = make_environments(name, _kwargs(config), 1)
+    check_spaces(environment, state_dim=model.state_dim, act_dim=model.act_dim)
+    _numbers("targets", config.eval.targets)
+    if len(_numbers("reference_returns", config.eval.reference_returns)) not in (0, 2):
+        raise ValueError(
+            f"eval.reference_returns={config.eval.reference_returns}: expected two "
+            "numbers or none"
+        )
+    if config.eval.episodes < 1:
+        raise ValueError(f"eval.episodes={config.eval.episodes}: expected at least 1")
+    for spec in config.eval.beside:
+        load_actor(spec, target_return=0.0)
 
 
 def environment_of(config: ConfigDict) -> str:
@@ -171,21 +179,8 @@ def _kwargs(config) -> dict:
     return kwargs
 
 
-def _targets(given, returns) -> list[float]:
-    """In raw reward, ascending; by default quantiles of the data's returns."""
-    if not given:
-        return sorted({returns[name] for name in TARGET_QUANTILES})
-    for target in given:
-        if not isinstance(target, int | float) or not math.isfinite(target):
-            raise ValueError(f"eval.targets: found {target!r}, expected finite numbers")
+def _numbers(key, given) -> list[float]:
+    for number in given:
+        if not isinstance(number, int | float) or not math.isfinite(number):
+            raise ValueError(f"eval.{key}: found {number!r}, expected finite numbers")
     return sorted(map(float, given))
-
-
-def _reference(given) -> tuple[float, float] | None:
-    if not given:
-        return None
-    if len(given) != 2 or not np.isfinite(np.array(given, np.float64)).all():
-        raise ValueError(
-            f"eval.reference_returns={given}: expected two numbers or none"
-        )
-    return float(given[0]), float(given[1])

@@ -113,7 +113,7 @@ def export_hf(
       model: the `DecisionTransformer`, or anything with its fields.
       params: all the parameters of that model. Equal ones give equal bytes.
       normalization: what acting needs besides, for `normalization.json`: state_mean and
-        state_std (lists of S), return_scale, context_length and max_ep_len.
+        state_std (lists of S), return_scale, discount, context_length and max_ep_len.
     """
     fields = {key: getattr(model, key) for key in FIELDS}
     _check_fields("model", fields)

@@ -28,7 +28,7 @@ class Policy:
     Args:
       model, params: the trained Decision Transformer; nothing is dropped out.
       normalization: state_mean and state_std (S each), return_scale, context_length
-        (K) and max_ep_len, as training had them.
+        (K), max_ep_len and discount (1 when it is not there), as training had them.
 
     Raises:
       ValueError: the normalization does not fit the model.
@@ -36,6 +36,7 @@ class Policy:
 
     def __init__(self, model: DecisionTransformer, params: dict, normalization: dict):
         self._return_scale = normalization["return_scale"]
+        self._discount = normalization.get("discount", 1.0)
         self._context_length = normalization["context_length"]
         self._max_ep_len = normalization["max_ep_len"]
         if self._max_ep_len > model.max_ep_len:
@@ -121,7 +122,7 @@ class Policy:
         states_ExS = _finite("states", states, (count, self._model.state_dim))
         if self._time:
             rewards_E = _finite("rewards", rewards, (count,), np.float64)
-            self._to_go_E = self._to_go_E - rewards_E
+            self._to_go_E = (self._to_go_E - rewards_E) / self._discount
         last = self._max_ep_len - 1
         if self._time > last and not self._warned:
             logging.warning(

@@ -74,7 +74,7 @@ print(act(torch.zeros(1, {state_dim}), torch.zeros(0, {act_dim}), torch.zeros(0)
 |---|---|---|---|---|---|
 {quantiles}
 
-## Training
+{evaluation}## Training
 
 | update | loss (mean squared error of the actions) |
 |---|---|
@@ -213,12 +213,21 @@ Next:
   python main.py --config configs/base.py --config.data.path=YOUR_DATASET"""
 
 
-def model_card(recipe: dict, data: dict, records: list[dict], fields: dict) -> str:
+def model_card(
+    recipe: dict,
+    data: dict,
+    records: list[dict],
+    fields: dict,
+    evaluation: str = "",
+) -> str:
     """The README.md of an exported folder: recipe, data, loss, how to act in torch.
 
     `recipe`, `data` and `records` are a run's config.json, data_report.json and
-    metrics.jsonl; `fields` are the model's.
+    metrics.jsonl; `fields` are the model's; `evaluation` is text, '' where there was
+    none.
     """
+    if evaluation:
+        evaluation = f"## Evaluation\n\n```\n{evaluation}\n```\n\n"
     quantiles = "\n".join(
         f"| {name} | "
         + " | ".join(f"{level:.5g}" for level in data[key].values())
@@ -240,7 +249,12 @@ def model_card(recipe: dict, data: dict, records: list[dict], fields: dict) -> s
         for record in records[:: -max(1, len(records) // 10)][::-1]
     )
     return CARD.format(
-        data=data, quantiles=quantiles, recipe=keys, losses=losses, **fields
+        data=data,
+        quantiles=quantiles,
+        recipe=keys,
+        losses=losses,
+        evaluation=evaluation,
+        **fields,
     )
 
 

@@ -22,7 +22,8 @@ from ml_collections import ConfigDict
 
 from dt_jax import report, trading
 from dt_jax.checkpoint import Checkpoints, load_trained, unflatten
-from dt_jax.evaluate import check_environment, collect, environment_of, evaluate
+from dt_jax.evaluate import check_evaluation, collect, environment_of, evaluate
+from dt_jax.evaluation import describe_evaluation
 from dt_jax.feed import Feed, choose_placement, memory_plan
 from dt_jax.held_out import HeldOut
 from dt_jax.hf_weights import export_hf
@@ -86,7 +87,9 @@ def export(config: ConfigDict, workdir: Path) -> None:
         for name in ("config.json", "data_report.json")
     ]
     records = read_metrics(workdir / "metrics.jsonl")
-    card = report.model_card(*facts, records, trained.fields)
+    path = workdir / "report" / "evaluation.json"
+    found = describe_evaluation(json.loads(path.read_text())) if path.is_file() else ""
+    card = report.model_card(*facts, records, trained.fields, found)
     (workdir / "hf" / "README.md").write_text(card)
     print(f"{workdir / 'hf'}: DecisionTransformerModel.from_pretrained opens it")
 
@@ -101,7 +104,7 @@ def train(config: ConfigDict, workdir: Path) -> None:
         128 + the signal's number after SIGTERM or SIGINT, the state saved.
     """
     run = _Run(config, workdir)
-    check_environment(config, run.model)
+    check_evaluation(config, run.model)
     folder = workdir / "checkpoints"
     with closing(Checkpoints(folder, config.train.save_total_limit)) as checkpoints:
         checkpoint, meter = checkpoints.restore(), None
@@ -376,6 +379,7 @@ def _normalization(run) -> dict:
         "state_mean": run.trajectories.state_mean.tolist(),
         "state_std": run.trajectories.state_std.tolist(),
         "return_scale": run.config.data.return_scale,
+        "discount": run.config.data.discount,
         "context_length": run.config.data.context_length,
         "max_ep_len": run.config.data.max_ep_len,
     }
