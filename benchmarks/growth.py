@@ -39,7 +39,7 @@ GROWTH = {
 }
 NUM_STEPS, ACT_DIM = 200, 29
 IN_MEMORY = 2 << 30  # bytes of states; above it a sparse file holds them
-SECONDS = 10.0  # of training at each point
+SECONDS = 4.0  # of training at each point
 
 
 def main():
