@@ -90,6 +90,9 @@ def get_config() -> ConfigDict:
     # Updates between two checkpoints, and how many of these are kept.
     train.save_steps = 500
     train.save_total_limit = 3
+    # An update whose loss or gradient is not finite is skipped; after this many in a
+    # row the run stops.
+    train.max_bad_updates = 10
 
     # After training, and with --mode=evaluate, the model acts towards each target.
     config.eval = evaluation = ConfigDict()

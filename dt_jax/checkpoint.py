@@ -3,13 +3,18 @@
 
 In and out go trees of NumPy arrays (free of devices and hosts) and one JSON object.
 A digest for each array is kept beside it, because orbax restores a flipped byte without
-an error; a step that fails its digests is passed over for the one before.
+an error; a step that is proven damaged is passed over for the one before. A step that
+could not be read, or not be saved, is an OSError of one line and costs no other step.
 """
 
 import json
 import os
 import re
-from contextlib import closing
+import shutil
+import sys
+from contextlib import closing, contextmanager
+from functools import cache
+from logging import getLogger
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,6 +25,8 @@ import xxhash
 from absl import logging
 
 from dt_jax.hf_weights import import_hf, import_normalization
+
+OS_ERROR = r"os_error_code='(\d+)'"  # how tensorstore tells of the system's errors
 
 
 class Checkpoint(NamedTuple):
@@ -48,7 +55,8 @@ def load_trained(path: str | os.PathLike) -> Trained:
     """Read a workdir (its newest good checkpoint) or a Hugging Face folder.
 
     Raises:
-      FileNotFoundError: it is neither. ValueError: what is in it is damaged.
+      FileNotFoundError: it is neither. ValueError: what is in it is damaged. OSError:
+        it could not be read.
     """
     path = Path(path)
     if not (path / "checkpoints").is_dir():
@@ -92,61 +100,97 @@ class Checkpoints:
             ),
             item_names=("state", "record"),
         )
+        _leave_out_what_is_raised()
 
     def save(self, step: int, tree, record: dict) -> None:
         """Snapshot the tree now, write it behind the caller's back.
 
-        Raises what an earlier save came to grief with (a full disk, say).
+        Raises:
+          OSError: this save or the one before came to grief (a full disk, say); the
+            steps before it are untouched.
         """
-        self._manager.check_for_errors()
+        self.wait()
         if step in self._manager.all_steps():
             return
         # The copy comes first: the caller's next step donates these buffers.
         arrays = {path: np.array(leaf) for path, leaf in flatten(tree).items()}
         digests = _digests(arrays, record)
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(arrays),
-                record=ocp.args.JsonSave({**record, "digests": digests}),
-            ),
-        )
+        with self._told():
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(arrays),
+                    record=ocp.args.JsonSave({**record, "digests": digests}),
+                ),
+            )
 
     def restore(self) -> Checkpoint | None:
         """The newest good step, None when there is no step at all.
 
         Raises:
           ValueError: there are steps, but none is good.
+          OSError: a step could not be read, good or not.
         """
-        steps = sorted(self._manager.all_steps(), reverse=True)
-        for step in steps:
+        damaged = []
+        while steps := set(self._steps()).difference(damaged):
+            path = self._folder / str(max(steps))
             try:
-                return self._load(step)
+                return self._load(max(steps))
             except Exception as error:
-                fault = " ".join(str(error).split())[:200]
-                logging.warning("checkpoint %s is damaged: %s", step, fault)
-        if steps:
+                if not _proves_damage(error):
+                    raise OSError(
+                        f"{path} could not be read ({_fault(error)}); nothing has been "
+                        "changed, try again when it can be"
+                    ) from error
+                if not path.exists():
+                    continue  # a run that goes on has just replaced it by a newer one
+                logging.warning("checkpoint %s is damaged: %s", path, _fault(error))
+                damaged.append(max(steps))
+        if damaged:
             raise ValueError(
-                f"{self._folder}: none of the checkpoints {steps} is good; "
+                f"{self._folder}: none of the checkpoints {damaged} is good; "
                 "delete the folder to start again, or choose another --workdir"
             )
         return None
 
-    def forget_after(self, step: int) -> None:
-        """Delete the steps above `step`: damaged ones that the run will make again."""
-        for later in [s for s in self._manager.all_steps() if s > step]:
-            self._manager.delete(later)
+    def set_aside_after(self, step: int) -> None:
+        """Rename the steps above `step`, damaged ones, to `<step>.damaged`."""
+        for later in [s for s in self._steps() if s > step]:
+            aside = self._folder / f"{later}.damaged"
+            shutil.rmtree(aside, ignore_errors=True)  # it was damaged before, too
+            os.rename(self._folder / str(later), aside)
+        self._manager.reload()
 
     def wait(self) -> None:
         """Until the last save is on disk; raises what it came to grief with."""
-        self._manager.wait_until_finished()
-        self._manager.check_for_errors()
+        with self._told():
+            # Not `check_for_errors`: it takes the error from orbax's own thread, which
+            # then takes the save for good and deletes older steps.
+            self._manager.wait_until_finished()
 
     def close(self) -> None:
         self.wait()
         self._manager.close()
 
+    def _steps(self) -> list[int]:
+        self._manager.reload()
+        return self._manager.all_steps()
+
+    @contextmanager
+    def _told(self):
+        try:
+            yield
+        except Exception as error:  # tensorstore and orbax raise many types
+            raise OSError(
+                f"{self._folder}: a checkpoint could not be saved ({_fault(error)}); "
+                "those before it are kept: make room or mend the folder, and the same "
+                "command goes on from the last"
+            ) from error
+
     def _load(self, step) -> Checkpoint:
+        for item in ("", "state", "record"):
+            # To orbax, what may not be listed is missing.
+            os.listdir(self._folder / str(step) / item)
         restored = self._manager.restore(
             step,
             args=ocp.args.Composite(
@@ -188,6 +232,41 @@ def unflatten(tree, arrays: dict[str, np.ndarray]):
         return found
 
     return jax.tree.map_with_path(pick, tree)
+
+
+def _proves_damage(error: Exception) -> bool:
+    """Whether the content is at fault, and not the reading of it."""
+    if isinstance(error, FileNotFoundError | NotADirectoryError):
+        return True
+    passing = isinstance(error, OSError | MemoryError | RuntimeError)
+    return not passing and not re.search(OS_ERROR, str(error))
+
+
+def _fault(error: Exception) -> str:
+    """In one line; of tensorstore's many words those that tell the cause."""
+    number = re.search(OS_ERROR, str(error))
+    if number:
+        return os.strerror(int(number[1]))
+    words = str(error).split("[tensorstore_spec")[0].split()
+    return " ".join(words)[-200:] or type(error).__name__
+
+
+@cache
+def _leave_out_what_is_raised() -> None:
+    """Nothing of orbax's own on stderr: its errors, also its threads', are raised.
+
+    From now on and in the whole process: some come as late as its end.
+    """
+    hook = sys.unraisablehook
+
+    def report(unraisable):
+        # Of the many reads or writes of one step that fail together, all but the first.
+        if str(unraisable.exc_value) != "Event loop is closed":
+            hook(unraisable)
+
+    sys.unraisablehook = report
+    logging.get_absl_logger().addFilter(lambda log: "orbax" not in log.pathname)
+    getLogger("asyncio").addFilter(lambda log: "OCDBT" not in log.getMessage())
 
 
 def _digests(arrays, record) -> dict[str, str]:

@@ -8,6 +8,7 @@ gradient at all. The three groups must cover every leaf.
 import math
 
 import jax
+import jax.numpy as jnp
 import optax
 
 # No loss of ours reads these, so torch skips them: no update and no decay.
@@ -31,6 +32,10 @@ def make_optimizer(
 ) -> optax.GradientTransformation:
     """Clip by the global norm, then AdamW on the schedule; the names are HF's.
 
+    `update(..., finite=False)` leaves the moments as they were and moves only the
+    schedule, so that the rate of a step is the same whatever was skipped before it;
+    what it returns as updates is then not to be applied.
+
     Raises:
       ValueError: a value is out of range, or (when used) a parameter is in no group.
     """
@@ -46,18 +51,18 @@ def make_optimizer(
             raise ValueError(f"optimizer.{key}={value}: expected 0 to 1, 1 excluded")
     if not max_grad_norm > 0:
         raise ValueError(f"optimizer.max_grad_norm={max_grad_norm}: expected above 0")
-    adamw = optax.adamw(
-        make_schedule(
-            total_steps=total_steps,
-            learning_rate=learning_rate,
-            warmup_ratio=warmup_ratio,
-            lr_scheduler_type=lr_scheduler_type,
+    schedule = make_schedule(
+        total_steps=total_steps,
+        learning_rate=learning_rate,
+        warmup_ratio=warmup_ratio,
+        lr_scheduler_type=lr_scheduler_type,
+    )
+    adamw = optax.chain(
+        _adam(adam_beta1, adam_beta2, adam_epsilon),
+        optax.add_decayed_weights(
+            weight_decay, lambda params: _groups(params, "decayed")
         ),
-        b1=adam_beta1,
-        b2=adam_beta2,
-        eps=adam_epsilon,
-        weight_decay=weight_decay,
-        mask=lambda params: _groups(params, "decayed"),
+        optax.scale_by_learning_rate(schedule),
     )
     return optax.chain(
         optax.clip_by_global_norm(max_grad_norm),
@@ -100,6 +105,24 @@ def make_schedule(
         return after
     warmup = optax.linear_schedule(0.0, learning_rate, warmup_steps)
     return optax.join_schedules([warmup, after], [warmup_steps])
+
+
+def _adam(b1, b2, eps):
+    """optax's, but that the moments rest where `finite` is False.
+
+    They are chosen before they are used: chosen among what `scale_by_adam` returns,
+    XLA would compute them twice, and an update take 3 % longer.
+    """
+    adam = optax.scale_by_adam(b1, b2, eps)
+
+    def update(grads, state, params=None, *, finite=True, **_):
+        _, moved = adam.update(grads, state, params)
+        state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), moved, state)
+        mean = optax.tree.bias_correction(state.mu, b1, state.count)
+        square = optax.tree.bias_correction(state.nu, b2, state.count)
+        return jax.tree.map(lambda m, s: m / (jnp.sqrt(s) + eps), mean, square), state
+
+    return optax.GradientTransformationExtraArgs(adam.init, update)
 
 
 def _groups(params, *groups):

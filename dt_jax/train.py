@@ -5,10 +5,12 @@ The only reader of the config. A workdir holds one run: started again in it, the
 goes on where its newest good checkpoint stands.
 """
 
+import fcntl
 import json
 import math
 import os
 import signal
+import socket
 import sys
 from contextlib import closing, contextmanager
 from functools import partial
@@ -33,7 +35,13 @@ from dt_jax.optimizer import make_optimizer, make_schedule
 from dt_jax.page import write_page
 from dt_jax.readers import load_trajectories, save_trajectories
 from dt_jax.segments import SegmentSampler
-from dt_jax.train_step import TrainState, init_state, make_train_call, replicate
+from dt_jax.train_step import (
+    TrainState,
+    find_bad_segments,
+    init_state,
+    make_train_call,
+    replicate,
+)
 
 __all__ = ["collect", "evaluate", "export", "inspect", "train"]  # main.py's modes
 
@@ -63,6 +71,7 @@ FREE_KEYS = {
     "train.num_train_epochs",
     "train.max_steps",
     "train.updates_per_call",
+    "train.max_bad_updates",
     "train.logging_steps",
     "train.save_steps",
     "train.save_total_limit",
@@ -100,13 +109,28 @@ def train(config: ConfigDict, workdir: Path) -> None:
     Raises:
       ValueError, FileNotFoundError: the config, the data or the checkpoints are at
         fault; nothing of an existing run has been changed.
-      SystemExit: 3 when the loss or its gradient is not finite, said in one line;
-        128 + the signal's number after SIGTERM or SIGINT, the state saved.
+      OSError: something could not be read or written (a full disk, say); the last good
+        checkpoint is kept.
+      SystemExit: 3 after `train.max_bad_updates` in a row whose loss or gradient was
+        not finite, said in one line; 128 + the signal's number after SIGTERM or SIGINT,
+        the state saved.
     """
+    try:
+        _train(config, workdir)
+    except FloatingPointError as error:
+        print("error:", error, file=sys.stderr)
+        raise SystemExit(3) from None
+    except OSError as error:
+        if error.errno is None or error.filename:
+            raise
+        raise OSError(f"{workdir}: {error.strerror}") from error  # of a write
+
+
+def _train(config, workdir):
     run = _Run(config, workdir)
     check_evaluation(config, run.model)
-    folder = workdir / "checkpoints"
-    with closing(Checkpoints(folder, config.train.save_total_limit)) as checkpoints:
+    folder, limit = workdir / "checkpoints", config.train.save_total_limit
+    with _alone(workdir), closing(Checkpoints(folder, limit)) as checkpoints:
         checkpoint, meter = checkpoints.restore(), None
         if checkpoint is not None:
             _check_same_run(run, checkpoint.record)
@@ -116,7 +140,7 @@ def train(config: ConfigDict, workdir: Path) -> None:
                     f"{workdir}: complete at update {checkpoint.step:,}, nothing to do"
                 )
                 return
-            checkpoints.forget_after(checkpoint.step)
+            checkpoints.set_aside_after(checkpoint.step)
             expected = jax.eval_shape(run.first_state, run.given)
             state = unflatten({"state": expected}, checkpoint.arrays)["state"]
             print(f"{workdir}: going on from update {checkpoint.step:,}")
@@ -142,7 +166,7 @@ class _Run:
             )
         positive = ("updates_per_call", "logging_steps", "save_steps")
         epochs = ("num_train_epochs",) if config.train.max_steps <= 0 else ()
-        for key in (*positive, "save_total_limit", *epochs):
+        for key in (*positive, "save_total_limit", "max_bad_updates", *epochs):
             if config.train[key] < 1:
                 raise ValueError(
                     f"train.{key}={config.train[key]}: expected at least 1"
@@ -206,6 +230,7 @@ class _Run:
             steps_per_epoch=self.steps_per_epoch,
             batch_size=self.config.train.batch_size,
             learning_rate=self.schedule,
+            max_bad_updates=self.config.train.max_bad_updates,
             saved=saved,
         )
 
@@ -250,21 +275,24 @@ def _loop(run, feed, state, meter, checkpoints):
         if metrics is None:
             return
         losses, grad_norms = jax.device_get(metrics)
-        bad = np.flatnonzero(~np.isfinite(losses + grad_norms))
+        bad = np.flatnonzero(~(np.isfinite(losses) & np.isfinite(grad_norms)))
         if len(bad):
-            writer.close()
-            print(
-                f"error: loss {losses[bad[0]]}, gradient norm {grad_norms[bad[0]]} at "
-                f"update {meter.step + bad[0] + 1}; checkpoints before it are kept, "
-                "try a lower optimizer.learning_rate",
-                file=sys.stderr,
+            logging.warning(
+                "%d of the updates %d to %d skipped: loss %s, gradient norm %s at %d",
+                len(bad),
+                meter.step + 1,
+                meter.step + len(losses),
+                losses[bad[0]],
+                grad_norms[bad[0]],
+                meter.step + bad[0] + 1,
             )
-            raise SystemExit(3)
         for record in meter.update(losses, grad_norms):
             if validation_loss is not None:
                 record["validation_loss"] = float(validation_loss)
             writer.write(record)
         writer.progress(meter.step)
+        if meter.bad_in_a_row >= config.train.max_bad_updates:
+            raise FloatingPointError(_explain(run, meter, state))
 
     items = feed.items(run.calls(meter.step))
     with _signals() as caught:
@@ -280,6 +308,9 @@ def _loop(run, feed, state, meter, checkpoints):
                     continue
                 look(*running)
                 running = None, None
+                if meter.bad_in_a_row and not caught and reached < run.total_steps:
+                    # A run about to stop must not push out its good checkpoints.
+                    continue
                 checkpoints.save(
                     reached,
                     {"state": state},
@@ -300,6 +331,39 @@ def _loop(run, feed, state, meter, checkpoints):
                 raise SystemExit(128 + caught[0])
 
         _conclude(run, meter, state, held_out, poll)
+
+
+def _explain(run, meter, state) -> str:
+    """Why the run stops: the first bad update, and which of its data is to blame."""
+    first = meter.step - meter.bad_in_a_row
+    episodes_B, starts_B = run.sampler.draw(first)
+    bad_B = find_bad_segments(
+        jax.device_get(state.params),
+        run.sampler.gather(episodes_B, starts_B),
+        step=first,
+        model=run.model,
+        state_mean=run.trajectories.state_mean,
+        state_std=run.trajectories.state_std,
+        key=jax.random.key(run.config.seed),
+    )
+    if bad_B.all():
+        cause = (
+            "all its segments, each alone, do the same: the weights have diverged, or "
+            "all the data is extreme; try a lower optimizer.learning_rate"
+        )
+    elif bad_B.any():
+        of = ", ".join(
+            f"trajectory {episode} from its step {start} on"
+            for episode, start in zip(episodes_B[bad_B], starts_B[bad_B], strict=True)
+        )
+        cause = f"alone does the same: {of}; look for extreme values there"
+    else:
+        cause = "none of its segments alone does the same"
+    return (
+        f"the loss or its gradient was not finite in {meter.bad_in_a_row} updates in a "
+        f"row (train.max_bad_updates), the first is update {first + 1}. Of its batch, "
+        f"{cause}. The checkpoints before it are kept"
+    )
 
 
 def _report_data(run, state) -> str:
@@ -409,8 +473,35 @@ def _simulated_market(workdir: Path) -> Path:
     path = workdir / SIMULATED_MARKET
     if not path.exists():
         print(f"no data.path: simulating a market in {path}", flush=True)
-        save_trajectories(path, trading.simulated_episodes())
+        with _alone(workdir):
+            save_trajectories(path, trading.simulated_episodes())
     return path
+
+
+@contextmanager
+def _alone(workdir: Path):
+    """Refuse a second run in the workdir; the lock dies with its process."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    path = workdir / ".lock"
+    with path.open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise ValueError(
+                f"{workdir} is in use by process {file.read()}; wait for its end, or "
+                "choose another --workdir"
+            ) from None
+        except OSError as error:
+            logging.warning("no lock on %s (%s): start no second run", workdir, error)
+        if not os.fstat(file.fileno()).st_nlink:  # the run before has just removed it
+            raise ValueError(f"{workdir} was in use a moment ago; try again")
+        file.truncate(0)
+        print(os.getpid(), "on", socket.gethostname(), end="", file=file, flush=True)
+        try:
+            yield
+        finally:
+            path.unlink()
 
 
 @contextmanager

@@ -51,7 +51,9 @@ def train_step(
     The loss is the mean squared error of the predicted actions over valid steps and
     action dimensions. Under `axis_name` the batch is this device's share: sums and
     counts are summed over the devices and then divided, so that the update is that of
-    the whole batch however unevenly the valid steps fall.
+    the whole batch however unevenly the valid steps fall. Where the loss or the
+    gradient is not finite, the update is skipped: the parameters stay as they are and
+    the optimiser is told by `finite` (see `make_optimizer`); the step counts on.
 
     Args:
       state_mean, state_std: S, of the states as stored.
@@ -73,12 +75,15 @@ def train_step(
     if axis_name is not None:
         squares, count, grads = jax.lax.psum((squares, count, grads), axis_name)
     grads = jax.tree.map(lambda grad: grad / count, grads)
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
-    return (
-        TrainState(state.step + 1, params, opt_state),
-        Metrics(squares / count, optax.tree.norm(grads)),
+    metrics = Metrics(squares / count, optax.tree.norm(grads))
+    finite = jnp.isfinite(metrics.loss) & jnp.isfinite(metrics.grad_norm)
+    updates, opt_state = optax.with_extra_args_support(optimizer).update(
+        grads, state.opt_state, state.params, finite=finite
     )
+    params = jax.tree.map(
+        lambda old, change: jnp.where(finite, old + change, old), state.params, updates
+    )
+    return TrainState(state.step + 1, params, opt_state), metrics
 
 
 def squared_errors(
@@ -110,6 +115,22 @@ def replicate(state: TrainState) -> TrainState:
     """
     mesh = Mesh(np.array(jax.local_devices()), (DEVICES,))
     return jax.device_put(state, NamedSharding(mesh, PartitionSpec()))
+
+
+def find_bad_segments(params: dict, batch: Batch, *, step: int, **how) -> np.ndarray:
+    """B bools: does the segment alone give a loss or gradient that is not finite?
+
+    `how`: the model, the states' mean and std and the key, as `train_step` takes them.
+    """
+    optimizer = optax.identity()
+    state = init_state(params, optimizer)._replace(step=jnp.int32(step))
+
+    def is_bad(segment):
+        alone = jax.tree.map(lambda x: x[None], segment)
+        _, metrics = train_step(state, alone, optimizer=optimizer, **how)
+        return ~jnp.isfinite(metrics.loss + metrics.grad_norm)
+
+    return np.asarray(jax.jit(lambda batch: jax.lax.map(is_bad, batch))(batch))
 
 
 def make_train_call(

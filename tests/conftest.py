@@ -2,12 +2,22 @@
 """Every test runs on the CPU with four devices, and shapes never broadcast by rank."""
 
 import os
+import resource
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"
 
 import jax
+import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # With more devices than cores, collectives dispatched one upon another deadlock.
 jax.config.update("jax_cpu_enable_async_dispatch", False)
+
+
+@pytest.fixture
+def limit_files():
+    """Lets no file grow beyond so many bytes: to who writes, a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)

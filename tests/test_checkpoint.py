@@ -116,12 +116,23 @@ def test_the_state_may_change_as_soon_as_it_is_saved(tmp_path, monkeypatch):
             np.testing.assert_array_equal(array, numbers)
 
 
-def test_steps_after_one_can_be_forgotten_and_made_again(copy):
-    with closing(Checkpoints(copy, 9)) as checkpoints:
-        checkpoints.forget_after(1)
-        assert checkpoints.restore().step == 1
-        checkpoints.save(2, make_tree(7), {})
-    assert bits(restore(copy).arrays) == bits(flatten(make_tree(7)))
+def files_of(folder):
+    return {
+        path.relative_to(folder): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+def test_steps_after_one_can_be_set_aside_and_made_again(copy):
+    for seed in (2, 7):  # the second time, there is one set aside before
+        before = files_of(copy / "2")
+        with closing(Checkpoints(copy, 9)) as checkpoints:
+            checkpoints.set_aside_after(1)
+            assert checkpoints.restore().step == 1
+            checkpoints.save(2, make_tree(seed), {})
+        assert files_of(copy / "2.damaged") == before
+        assert bits(restore(copy).arrays) == bits(flatten(make_tree(seed)))
 
 
 def flip_bytes(step):
@@ -152,6 +163,11 @@ def change_a_number(step):
     shutil.move(step.parent / "changed" / "2" / "state", step / "state")
 
 
+def become_a_file(step):
+    shutil.rmtree(step)
+    step.write_text("")
+
+
 def lose(item):
     return lambda step: shutil.rmtree(step / item)
 
@@ -161,6 +177,7 @@ DAMAGES = {
     "files cut short": cut_short,
     "an empty folder": empty,
     "another number": change_a_number,
+    "a file": become_a_file,
     "no state": lose("state"),
     "no record": lose("record"),
 }
@@ -196,6 +213,89 @@ def test_a_flipped_digit_of_the_record_is_seen(copy):
     path = copy / "2" / "record" / "metadata"
     path.write_text(path.read_text().replace('"seed": 3', '"seed": 4'))
     assert restore(copy).step == 1
+
+
+def test_a_half_written_save_is_passed_over_and_swept_up(copy):
+    half = shutil.copytree(copy / "2", copy / "3.orbax-checkpoint-tmp")
+    cut_short(half)
+    with closing(Checkpoints(copy, None)) as checkpoints:
+        assert checkpoints.restore().step == 2
+    assert half.exists()  # of a run that goes on, perhaps
+    save(copy, [4])
+    assert not half.exists()
+
+
+def raiser(error):
+    def fail(*_, **__):
+        raise error
+
+    return fail
+
+
+# What says nothing of the content: it must not cost a checkpoint.
+PASSING = {
+    "an I/O error": OSError(5, "Input/output error"),
+    "no permission": PermissionError(13, "Permission denied"),
+    "an I/O error in tensorstore": ValueError("UNKNOWN: ... [os_error_code='5']"),
+    "no memory": MemoryError(),
+    "no thread": RuntimeError("can't start new thread"),
+}
+
+
+@pytest.mark.parametrize("error", PASSING.values(), ids=PASSING)
+def test_what_cannot_be_read_now_is_not_taken_for_damaged(copy, monkeypatch, error):
+    before = files_of(copy)
+    with closing(Checkpoints(copy, 9)) as checkpoints:
+        monkeypatch.setattr(checkpoints._manager, "restore", raiser(error))
+        with pytest.raises(OSError, match=r"2 could not be read \(.+\); nothing has"):
+            checkpoints.restore()
+    assert files_of(copy) == before
+    assert restore(copy).step == 2
+
+
+def test_a_file_that_cannot_be_opened_is_not_taken_for_damaged(copy):
+    for path in (copy / "2").glob("state/**/d/*"):
+        path.unlink()
+        path.symlink_to(path)  # refused by the system also to root
+    with pytest.raises(OSError, match=r"2 could not be read \(Too many levels of"):
+        restore(copy)
+
+
+def test_a_run_may_replace_the_step_that_is_being_read(copy, monkeypatch):
+    load = Checkpoints._load
+
+    def replace_and_load(self, step):
+        if step == 2:
+            (copy / "2").rename(copy / "3")
+        return load(self, step)
+
+    monkeypatch.setattr(Checkpoints, "_load", replace_and_load)
+    with closing(Checkpoints(copy, None)) as checkpoints:
+        assert checkpoints.restore().step == 3
+
+
+def test_a_save_that_fails_is_told_at_the_next_and_costs_no_step(
+    tmp_path, limit_files, capfd
+):
+    checkpoints = Checkpoints(tmp_path, 1)
+    checkpoints.save(1, make_tree(1), RECORD)
+    checkpoints.wait()
+    limit_files(1500)
+    checkpoints.save(2, make_tree(2), RECORD)
+    with pytest.raises(OSError, match=r"be saved \(.*File too large.*\); ") as told:
+        checkpoints.save(3, make_tree(3), RECORD)
+    assert "\n" not in str(told.value)
+    checkpoints.close()
+    assert "Traceback" not in capfd.readouterr().err
+    assert bits(restore(tmp_path).arrays) == bits(flatten(make_tree(1)))
+
+
+def test_whatever_orbax_raises_is_told_in_one_line(tmp_path, monkeypatch):
+    with closing(Checkpoints(tmp_path, 1)) as checkpoints:
+        error = RuntimeError("of\nmany lines")
+        monkeypatch.setattr(checkpoints._manager, "save", raiser(error))
+        with pytest.raises(OSError, match=r"could not be saved \(of many lines\); "):
+            checkpoints.save(1, make_tree(1), RECORD)
 
 
 def test_no_good_step_is_an_error_that_says_what_to_do(copy):

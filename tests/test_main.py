@@ -141,6 +141,7 @@ def test_an_error_of_many_lines_is_told_in_one(prompt, tmp_path):
         ("train.save_steps", 0),
         ("train.save_total_limit", 0),
         ("train.logging_steps", 0),
+        ("train.max_bad_updates", 0),
         ("train.batch_size", 6),
     ],
 )

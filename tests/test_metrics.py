@@ -2,10 +2,12 @@
 """Losses become records: no gap, no double, and every sink is told the same."""
 
 import json
+import math
 import struct
 import sys
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from tensorboardX.proto.event_pb2 import Event
 
@@ -22,13 +24,14 @@ def clock(monkeypatch):
     return clock
 
 
-def make_meter(saved=None, logging_steps=3):
+def make_meter(saved=None, logging_steps=3, max_bad_updates=4):
     return Meter(
         logging_steps=logging_steps,
         total_steps=8,
         steps_per_epoch=4,
         batch_size=10,
         learning_rate=lambda step: step / 100,
+        max_bad_updates=max_bad_updates,
         saved=saved,
     )
 
@@ -68,6 +71,7 @@ def test_windows_on_paper(clock):
             "loss": loss,  # the mean of the window, the rest of its last update
             "learning_rate": (step - 1) / 100,
             "grad_norm": 10 * step,
+            "skipped_updates": 0,
             "steps_per_second": 2,
             "samples_per_second": 20,
         }
@@ -105,10 +109,54 @@ def test_a_window_goes_on_after_a_resume(clock, stop):
         "global_step": 8,
         "epoch": 2.0,
         "train_loss": 36 / 8,
+        "skipped_updates": 0,
         "train_runtime": 4.0,
         "train_steps_per_second": 2.0,
         "train_samples_per_second": 20.0,
     }
+
+
+NUMBERS = [1.0, math.nan, 3.0, math.inf, -math.inf, math.nan, 7.0, 8.0]
+
+
+@pytest.mark.parametrize("calls", [[1] * 8, [2, 2, 2, 2], [8]])
+def test_skipped_updates_are_counted_and_in_no_mean(calls):
+    losses, meter, records = iter(NUMBERS), make_meter(), []
+    for size in calls:
+        call = [next(losses) for _ in range(size)]
+        records += meter.update(call, [abs(loss) for loss in call])
+        meter = make_meter(json.loads(json.dumps(meter.state())))
+    found = [(r["loss"], r["grad_norm"], r["skipped_updates"]) for r in records]
+    expected = [(2.0, 3.0, 1), (math.nan, math.nan, 3), (7.5, 8.0, 0)]
+    np.testing.assert_array_equal(found, expected)
+    assert meter.bad_in_a_row == 0
+    summary = meter.summary()
+    assert summary["train_loss"] == (1 + 3 + 7 + 8) / 4
+    assert summary["skipped_updates"] == 4
+
+
+def test_a_gradient_that_is_not_finite_is_skipped_too():
+    (record,) = make_meter().update([1.0, 5.0, 3.0], [1.0, math.nan, 1.0])
+    assert (record["loss"], record["skipped_updates"]) == (2.0, 1)
+
+
+@pytest.mark.parametrize("calls", [[1] * 8, [2, 2, 2, 2], [4, 4], [8]])
+def test_nothing_is_taken_in_after_too_many_bad_updates_in_a_row(calls):
+    losses, meter, records = iter(NUMBERS), make_meter(max_bad_updates=3), []
+    for size in calls:
+        call = [next(losses) for _ in range(size)]
+        records += meter.update(call, call)
+        saved = json.loads(json.dumps(meter.state()))
+        meter = make_meter(saved, max_bad_updates=3)
+    assert [record["step"] for record in records] == [3, 6]
+    assert (meter.step, meter.bad_in_a_row) == (6, 3)
+
+
+def test_a_meter_saved_before_there_were_skipped_updates_goes_on():
+    saved = {"step": 2, "loss_sum": 3.0, "runtime": 1.0}
+    meter = make_meter(saved | {"window_sum": 3.0, "window_size": 2})
+    (record,) = meter.update([6.0], [1.0])
+    assert (record["loss"], record["skipped_updates"]) == (3.0, 0)
 
 
 def test_a_logging_interval_below_one_is_named():
@@ -144,6 +192,42 @@ def test_a_record_can_be_read_as_soon_as_it_is_written(tmp_path):
     writer.write({"step": 1, "loss": 0.1 + 0.2})
     assert read_metrics(tmp_path / "metrics.jsonl") == [{"step": 1, "loss": 0.1 + 0.2}]
     writer.close()
+
+
+def test_what_is_not_finite_is_null_and_reads_as_nan(tmp_path):
+    def refuse(constant):
+        raise AssertionError(f"{constant} is not JSON")
+
+    writer = make_writer(tmp_path)
+    writer.write({"step": 1, "loss": math.nan, "grad_norm": math.inf, "epoch": 0.5})
+    writer.close()
+    (event,) = [e for e in read_events(tmp_path / "tensorboard") if e.summary.value]
+    assert [value.tag for value in event.summary.value] == ["train/epoch"]
+    make_writer(tmp_path, step=1).close()  # writes the records anew
+    path = tmp_path / "metrics.jsonl"
+    expected = {"step": 1, "loss": None, "grad_norm": None, "epoch": 0.5}
+    assert json.loads(path.read_text(), parse_constant=refuse) == expected
+    (record,) = read_metrics(path)
+    assert math.isnan(record["loss"])
+    assert math.isnan(record["grad_norm"])
+
+
+@pytest.mark.parametrize("flush_seconds", [0, math.inf])
+def test_a_full_disk_is_an_error_and_no_hang(
+    tmp_path, monkeypatch, limit_files, flush_seconds
+):
+    monkeypatch.setattr(metrics, "FLUSH_SECONDS", flush_seconds)
+    writer = make_writer(tmp_path)
+    limit_files(20_000)
+
+    def fill():
+        for step in range(1, 1000):
+            writer.write({"step": step, "loss": step / 3, "epoch": step / 4})
+
+    with pytest.raises(OSError, match="File too large"):
+        fill()
+    writer.close()
+    assert len(steps_in(tmp_path)) > 100
 
 
 def read_events(folder):

@@ -196,3 +196,23 @@ def test_values_out_of_range_are_named(key, value):
         make_optimizer(total_steps=1, **RECIPE | {key: value})
     assert str(caught.value).startswith(f"optimizer.{key}={value!r}: expected ")
     assert "\n" not in str(caught.value)
+
+
+def test_moments_rest_where_an_update_is_not_finite_and_the_schedule_goes_on():
+    # No clipping, no decay: the recipe is then optax's own Adam.
+    flat = {"max_grad_norm": 1e9, "weight_decay": 0.0, "warmup_ratio": 0.5}
+    optimizer = make_optimizer(total_steps=8, **RECIPE | flat)
+    params = {"embed_ln": {"scale": jnp.float32([1.0, -2.0])}}
+    grads = [{"embed_ln": {"scale": jnp.float32([g, 1.0])}} for g in (0.5, np.nan, 2.0)]
+    state, found = optimizer.init(params), []
+    for grad, finite in zip(grads, (True, False, True), strict=True):
+        updates, state = optimizer.update(grad, state, params, finite=jnp.array(finite))
+        found.append(updates["embed_ln"]["scale"])
+    adam = optax.scale_by_adam(0.9, 0.999, 1e-8)
+    state = adam.init(params)
+    rates = schedule(8, warmup_ratio=0.5)
+    for update in (0, 2):
+        expected, state = adam.update(grads[update], state)
+        np.testing.assert_allclose(
+            found[update], -rates[update] * expected["embed_ln"]["scale"], rtol=1e-6
+        )

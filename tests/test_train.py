@@ -2,9 +2,10 @@
 """A run leaves what it promises, and a kill changes nothing of where it ends."""
 
 import json
+import math
+import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 from contextlib import closing
@@ -51,18 +52,21 @@ HELD_OUT = {
     "train.logging_steps": 3,  # records within what would be calls
 }
 TIMES = ("steps_per_second", "samples_per_second")
-# main.py, but the process sends itself a signal as it writes a record.
-SIGNALLED = """
-import os, runpy, sys
+# main.py, but something is done as it writes the record of a step.
+DISTURBED = """
+import os, resource, runpy, sys
 from dt_jax.metrics import MetricWriter
-number, step = int(sys.argv.pop(1)), int(sys.argv.pop(1))
+disturb, step = sys.argv.pop(1), int(sys.argv.pop(1))
 def write(self, record, write=MetricWriter.write):
     write(self, record)
     if record["step"] == step:
-        os.kill(os.getpid(), number)
+        exec(disturb)
 MetricWriter.write = write
 runpy.run_path("main.py", run_name="__main__")
 """
+KILL, TERMINATE = (f"os.kill(os.getpid(), {number})" for number in (9, 15))
+# Less than the parameters need: to who writes a checkpoint, a full disk.
+FILL_THE_DISK = "resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000))"
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -86,17 +90,23 @@ def _compile_once(tmp_path_factory):
     compilation_cache.reset_cache()
 
 
-def make_dataset(path, seed):
-    """Actions are a function of the state, so that there is something to learn."""
+def make_dataset(path, seed, extreme=None):
+    """Actions are a function of the state, so that there is something to learn.
+
+    But for the last one of the trajectory `extreme`, whose square is beyond float32.
+    """
     generator = np.random.default_rng(seed)
     weights_SxA = np.array([[1.0, -0.5], [0.5, 1.0], [-1.0, 0.0]])
 
     def episodes():
-        for length in generator.integers(2, 12, size=20):
+        for episode, length in enumerate(generator.integers(2, 12, size=20)):
             states_TxS = generator.normal(size=(length, 3))
+            actions_TxA = np.tanh(states_TxS @ weights_SxA)
+            if episode == extreme:
+                actions_TxA[-1, 0] = 1e25
             yield {
                 "observations": states_TxS,
-                "actions": np.tanh(states_TxS @ weights_SxA),
+                "actions": actions_TxA,
                 "rewards": generator.normal(size=length),
                 "dones": np.arange(length) == length - 1,
             }
@@ -180,7 +190,7 @@ def test_a_run_leaves_its_files(complete, dataset):
         "report/loss.png",
         "summary.json",
     }
-    assert not [name for name in found if name.endswith((".partial", ".tmp"))]
+    assert not [name for name in found if name.endswith((".partial", ".tmp", ".lock"))]
     assert any(name.startswith("tensorboard/events.") for name in found)
     kept = {int(path.name) for path in (complete / "checkpoints").iterdir()}
     assert kept == {UPDATES - 12, UPDATES - 6, UPDATES}
@@ -243,10 +253,11 @@ def test_a_run_killed_and_terminated_ends_like_one_that_was_not(
 ):
     workdir = tmp_path / "killed"
     flags = arguments(dataset, workdir)
-    killed = python("-c", SIGNALLED, int(signal.SIGKILL), 15, *flags)
-    assert killed.returncode == -signal.SIGKILL
+    killed = python("-c", DISTURBED, KILL, 15, *flags)
+    assert killed.returncode == -9
     assert [r["step"] for r in records_of(workdir)] == list(range(1, 16))
-    terminated = python("-c", SIGNALLED, int(signal.SIGTERM), 27, *flags)
+    assert (workdir / ".lock").exists()  # but nobody holds it
+    terminated = python("-c", DISTURBED, TERMINATE, 27, *flags)
     assert terminated.returncode == 143, terminated.stderr
     assert "going on from update" in terminated.stdout
     assert not (workdir / "summary.json").exists()
@@ -269,6 +280,47 @@ def test_a_damaged_last_checkpoint_is_made_again(complete, copy, dataset, capsys
     train.train(make_config(dataset), copy)
     assert f"going on from update {UPDATES - 6}" in capsys.readouterr().out
     assert_ends_alike(copy, complete)
+    assert (copy / "checkpoints" / f"{UPDATES}.damaged").is_dir()
+
+
+def test_without_a_good_checkpoint_the_run_is_refused_and_untouched(copy, dataset):
+    for step in (copy / "checkpoints").iterdir():
+        shutil.rmtree(step / "record")
+    before = files_of(copy)
+    with pytest.raises(ValueError, match=r"none of the checkpoints .+ is good; delete"):
+        train.train(make_config(dataset), copy)
+    assert files_of(copy) == before
+
+
+def test_a_full_disk_stops_the_run_and_keeps_the_last_checkpoint(copy, dataset):
+    flags = arguments(dataset, copy, **{"train.max_steps": UPDATES + 18})
+    kept = arrays_of(copy)
+    stopped = python("-c", DISTURBED, FILL_THE_DISK, UPDATES + 1, *flags)
+    assert stopped.returncode == 2, stopped.stderr
+    assert "Traceback" not in stopped.stderr
+    told = stopped.stderr.splitlines()[-1]
+    assert re.match("error: .*checkpoints: a checkpoint could not be saved", told)
+    assert "File too large" in told
+    # The save that failed is that of 6 updates on; it is told when the next one is due.
+    assert records_of(copy)[-1]["step"] == UPDATES + 12
+    assert arrays_of(copy) == kept
+
+
+def test_a_second_run_in_the_workdir_is_refused(copy, dataset):
+    longer = make_config(dataset, **{"train.max_steps": UPDATES + 5})
+    with train._alone(copy):
+        before = files_of(copy)
+        with pytest.raises(
+            ValueError, match=f"{copy} is in use by process {os.getpid()} "
+        ):
+            train.train(longer, copy)
+        load_trained(copy)  # reading needs no lock
+        train.inspect(longer, copy)
+        changed = {
+            path.name for path, what in files_of(copy).items() if what != before[path]
+        }
+        assert changed == {"data_report.json"}
+    assert not (copy / ".lock").exists()
 
 
 def test_a_complete_run_started_again_changes_nothing(copy, dataset, capsys):
@@ -350,19 +402,78 @@ def test_without_a_dataset_the_simulated_market_is_made_once(tmp_path, capsys):
     assert files_of(workdir) == before
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(dataset, tmp_path, capsys):
-    config = make_config(dataset, **{"optimizer.learning_rate": 1e30})
+def assert_stops(config, workdir, capsys):
+    """What is said of a run that stops with status 3, in its one line."""
     with pytest.raises(SystemExit) as stopped:
-        train.train(config, tmp_path)
+        train.train(config, workdir)
     assert stopped.value.code == 3
-    (line,) = [x for x in capsys.readouterr().err.splitlines() if "error" in x]
-    assert re.match(r"error: loss nan, gradient norm nan at update \d+; ", line)
-    bad = int(re.search(r"update (\d+)", line)[1])
-    records = read_metrics(tmp_path / "metrics.jsonl")
-    assert all(np.isfinite(record["loss"]) for record in records)
-    with closing(Checkpoints(tmp_path / "checkpoints", None)) as checkpoints:
-        checkpoint = checkpoints.restore()
-    assert checkpoint is None or checkpoint.step < bad
+    (line,) = re.findall("^error: .*$", capsys.readouterr().err, re.MULTILINE)
+    return line
+
+
+def test_a_loss_that_stays_infinite_stops_the_run(dataset, tmp_path, capsys):
+    changes = {"optimizer.learning_rate": 1e30, "train.max_bad_updates": 5}
+    config = make_config(dataset, **changes, **{"train.save_steps": 1})
+    line = assert_stops(config, tmp_path, capsys)
+    assert "not finite in 5 updates in a row" in line
+    assert "the weights have diverged" in line
+    bad = int(re.search(r"the first is update (\d+)", line)[1])
+    records = records_of(tmp_path)
+    assert [record["step"] for record in records] == list(range(1, bad + 5))
+    finite = [math.isfinite(record["loss"]) for record in records]
+    assert finite == [True] * (bad - 1) + [False] * 5
+    # A checkpoint a save: had the bad updates been saved, the good were pushed out.
+    assert arrays_of(tmp_path)[0] == bad - 1
+
+
+@pytest.fixture(scope="module")
+def extreme(tmp_path_factory):
+    """A dataset whose trajectory 16 has an action, its last, that is far too large."""
+    path = tmp_path_factory.mktemp("data") / "extreme"
+    return make_dataset(path, seed=0, extreme=16)
+
+
+def steps_of(extreme, config):
+    """The updates, from 1, that see the extreme action, each with its start."""
+    trajectories = load_trajectories(extreme)
+    data = {key: config.data[key] for key in ("context_length", "max_ep_len")}
+    data |= {"return_scale": 10.0, "weighting": "length", "seed": config.seed}
+    sampler = SegmentSampler(trajectories, batch_size=8, **data)
+    for step in range(UPDATES):
+        episodes_B, starts_B = sampler.draw(step)
+        last_B = (
+            starts_B + config.data.context_length >= trajectories.lengths[episodes_B]
+        )
+        for start in starts_B[(episodes_B == 16) & last_B]:
+            yield step + 1, start
+
+
+def test_the_trajectory_that_stops_the_run_is_named(extreme, tmp_path, capsys):
+    config = make_config(extreme, **{"train.max_bad_updates": 1})
+    step, start = next(steps_of(extreme, config))
+    line = assert_stops(config, tmp_path, capsys)
+    assert f"the first is update {step}. " in line
+    assert f"trajectory 16 from its step {start} on; " in line
+
+
+def test_bad_updates_are_skipped_and_counted_and_the_run_goes_on(
+    extreme, tmp_path, caplog
+):
+    train.train(make_config(extreme), tmp_path)
+    bad = {step for step, _ in steps_of(extreme, make_config(extreme))}
+    assert 0 < len(bad) < UPDATES / 2
+    records = records_of(tmp_path)
+    assert [r["skipped_updates"] for r in records] == [
+        int(record["step"] in bad) for record in records
+    ]
+    assert {r["step"] for r in records if math.isnan(r["loss"])} == bad
+    assert records[-1]["step"] == UPDATES
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["skipped_updates"] == len(bad)
+    assert 0 < summary["train_loss"] < 1
+    assert f"loss inf, gradient norm inf at {min(bad)}" in caplog.text
+    params = load_trained(tmp_path).params
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
 
 
 @pytest.fixture(scope="module")

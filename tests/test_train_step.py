@@ -14,6 +14,7 @@ from dt_jax.optimizer import make_optimizer
 from dt_jax.segments import Batch
 from dt_jax.train_step import (
     DEVICES,
+    find_bad_segments,
     init_state,
     make_train_call,
     replicate,
@@ -187,6 +188,44 @@ def test_one_call_of_three_updates_is_three_calls_of_one(state, dropping_call):
     np.testing.assert_allclose(found, losses, rtol=1e-6)
     close = partial(np.testing.assert_allclose, rtol=0, atol=1e-5)
     jax.tree.map(close, one_by_one.params, together.params)
+
+
+# An infinite loss; one that is not a number; a finite one whose gradient's square is
+# beyond float32.
+@pytest.mark.parametrize("action", [1e25, np.nan, 1.7e19])
+def test_a_bad_update_is_skipped(state, dropping_call, action):
+    bad = make_batch([1] * B)
+    bad.attention_mask[1:] = 0
+    bad.actions[0, -1, 0] = action
+    state, *_ = run(dropping_call, state, [make_batch(RAGGED)])
+    before = jax.device_get(state)
+    state, loss, grad_norm = run(dropping_call, state, [bad])
+    assert not np.isfinite(grad_norm[0])
+    assert np.isfinite(loss[0]) == (action == 1.7e19)
+    after = jax.device_get(state)
+    changed = {
+        jax.tree_util.keystr(path): int(new) - int(old)
+        for (path, new), old in zip(
+            jax.tree.leaves_with_path(after), jax.tree.leaves(before), strict=True
+        )
+        if new.tobytes() != old.tobytes()
+    }
+    # The step, and the schedule's; Adam's own counts the gradients in its moments.
+    assert changed == {".step": 1, ".opt_state[1].inner_state[2].count": 1}
+    state, loss, _ = run(dropping_call, state, [make_batch(RAGGED, 1)])
+    assert np.isfinite(loss[0])
+    bias = after.params["predict_action.0"]["bias"]
+    assert not np.array_equal(state.params["predict_action.0"]["bias"], bias)
+
+
+def test_the_segments_to_blame_are_found(params):
+    batch = make_batch(RAGGED)
+    batch.actions[2, -1, 1] = 1e25
+    batch.states[5, -1, 0] = np.nan
+    batch.states[6, -2] = 1e6  # far out, but the loss is finite
+    how = {"model": PLAIN, "state_mean": MEAN, "state_std": STD}
+    bad_B = find_bad_segments(params, batch, step=3, key=jax.random.key(0), **how)
+    np.testing.assert_array_equal(np.flatnonzero(bad_B), [2, 5])
 
 
 def test_replicas_agree_and_untrained_heads_rest(state, params, dropping_call):
