@@ -97,6 +97,8 @@ class Checkpoints:
                 enable_async_checkpointing=not read_only,
                 cleanup_tmp_directories=not read_only,
                 create=not read_only,
+                # Else it looks into steps that a run may be deleting at that moment.
+                lightweight_initialize=read_only,
             ),
             item_names=("state", "record"),
         )
@@ -131,24 +133,25 @@ class Checkpoints:
           ValueError: there are steps, but none is good.
           OSError: a step could not be read, good or not.
         """
-        damaged = []
-        while steps := set(self._steps()).difference(damaged):
-            path = self._folder / str(max(steps))
+        damaged = set()
+        while steps := self._steps() - damaged:
+            newest = max(steps)
+            path = self._folder / str(newest)
             try:
-                return self._load(max(steps))
+                return self._load(newest)
             except Exception as error:
                 if not _proves_damage(error):
                     raise OSError(
                         f"{path} could not be read ({_fault(error)}); nothing has been "
                         "changed, try again when it can be"
                     ) from error
-                if not path.exists():
+                if self._steps() - damaged != steps:
                     continue  # a run that goes on has just replaced it by a newer one
                 logging.warning("checkpoint %s is damaged: %s", path, _fault(error))
-                damaged.append(max(steps))
+                damaged.add(newest)
         if damaged:
             raise ValueError(
-                f"{self._folder}: none of the checkpoints {damaged} is good; "
+                f"{self._folder}: none of the checkpoints {sorted(damaged)} is good; "
                 "delete the folder to start again, or choose another --workdir"
             )
         return None
@@ -172,9 +175,9 @@ class Checkpoints:
         self.wait()
         self._manager.close()
 
-    def _steps(self) -> list[int]:
-        self._manager.reload()
-        return self._manager.all_steps()
+    def _steps(self) -> set[int]:
+        names = os.listdir(self._folder)
+        return {int(name) for name in names if re.fullmatch("[1-9][0-9]*", name)}
 
     @contextmanager
     def _told(self):

@@ -3,6 +3,7 @@
 
 import os
 import resource
+from contextlib import contextmanager
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"
@@ -17,7 +18,15 @@ jax.config.update("jax_cpu_enable_async_dispatch", False)
 
 @pytest.fixture
 def limit_files():
-    """Lets no file grow beyond so many bytes: to who writes, a full disk."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    """Within it no file grows beyond so many bytes: to who writes, a full disk."""
+
+    @contextmanager
+    def limit(size):
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+        try:
+            yield
+        finally:  # before pytest says how it went, to a file perhaps
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    return limit

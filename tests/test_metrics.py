@@ -218,15 +218,15 @@ def test_a_full_disk_is_an_error_and_no_hang(
 ):
     monkeypatch.setattr(metrics, "FLUSH_SECONDS", flush_seconds)
     writer = make_writer(tmp_path)
-    limit_files(20_000)
 
     def fill():
         for step in range(1, 1000):
             writer.write({"step": step, "loss": step / 3, "epoch": step / 4})
 
-    with pytest.raises(OSError, match="File too large"):
-        fill()
-    writer.close()
+    with limit_files(20_000):
+        with pytest.raises(OSError, match="File too large"):
+            fill()
+        writer.close()
     assert len(steps_in(tmp_path)) > 100
 
 
