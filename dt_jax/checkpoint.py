@@ -250,8 +250,9 @@ def _fault(error: Exception) -> str:
     number = re.search(OS_ERROR, str(error))
     if number:
         return os.strerror(int(number[1]))
-    words = str(error).split("[tensorstore_spec")[0].split()
-    return " ".join(words)[-200:] or type(error).__name__
+    told = " ".join(str(error).split("[tensorstore_spec")[0].split())
+    short = told if len(told) < 200 else f"{told[:30]} ... {told[-160:]}"
+    return short or type(error).__name__
 
 
 @cache

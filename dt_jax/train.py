@@ -348,21 +348,21 @@ def _explain(run, meter, state) -> str:
     )
     if bad_B.all():
         cause = (
-            "all its segments, each alone, do the same: the weights have diverged, or "
-            "all the data is extreme; try a lower optimizer.learning_rate"
+            "every segment does so alone: the weights have diverged, or all data is "
+            "extreme; try a lower optimizer.learning_rate"
         )
     elif bad_B.any():
         of = ", ".join(
             f"trajectory {episode} from its step {start} on"
             for episode, start in zip(episodes_B[bad_B], starts_B[bad_B], strict=True)
         )
-        cause = f"alone does the same: {of}; look for extreme values there"
+        cause = f"these do so alone: {of}; look for extreme values there"
     else:
-        cause = "none of its segments alone does the same"
+        cause = "no segment does so alone"
     return (
-        f"the loss or its gradient was not finite in {meter.bad_in_a_row} updates in a "
-        f"row (train.max_bad_updates), the first is update {first + 1}. Of its batch, "
-        f"{cause}. The checkpoints before it are kept"
+        f"updates {first + 1} to {meter.step}, train.max_bad_updates in a row, gave a "
+        "loss or gradient that is not finite; in the first one's batch "
+        f"{cause}; the checkpoints before it are kept"
     )
 
 

@@ -306,6 +306,15 @@ def test_a_full_disk_stops_the_run_and_keeps_the_last_checkpoint(copy, dataset):
     assert arrays_of(copy) == kept
 
 
+def test_a_write_that_fails_names_the_workdir(dataset, tmp_path, monkeypatch):
+    def fail(*_):
+        raise OSError(28, "No space left on device")  # a write knows no file's name
+
+    monkeypatch.setattr(train, "_write_json", fail)
+    with pytest.raises(OSError, match=f"^{tmp_path}: No space left on device$"):
+        train.train(make_config(dataset), tmp_path)
+
+
 def test_a_second_run_in_the_workdir_is_refused(copy, dataset):
     longer = make_config(dataset, **{"train.max_steps": UPDATES + 5})
     with train._alone(copy):
@@ -415,9 +424,9 @@ def test_a_loss_that_stays_infinite_stops_the_run(dataset, tmp_path, capsys):
     changes = {"optimizer.learning_rate": 1e30, "train.max_bad_updates": 5}
     config = make_config(dataset, **changes, **{"train.save_steps": 1})
     line = assert_stops(config, tmp_path, capsys)
-    assert "not finite in 5 updates in a row" in line
-    assert "the weights have diverged" in line
-    bad = int(re.search(r"the first is update (\d+)", line)[1])
+    assert "every segment does so alone: the weights have diverged" in line
+    bad = int(re.search(r"updates (\d+) to", line)[1])
+    assert f"updates {bad} to {bad + 4}, train.max_bad_updates in a row" in line
     records = records_of(tmp_path)
     assert [record["step"] for record in records] == list(range(1, bad + 5))
     finite = [math.isfinite(record["loss"]) for record in records]
@@ -452,8 +461,8 @@ def test_the_trajectory_that_stops_the_run_is_named(extreme, tmp_path, capsys):
     config = make_config(extreme, **{"train.max_bad_updates": 1})
     step, start = next(steps_of(extreme, config))
     line = assert_stops(config, tmp_path, capsys)
-    assert f"the first is update {step}. " in line
-    assert f"trajectory 16 from its step {start} on; " in line
+    assert f"updates {step} to {step}, " in line
+    assert f"these do so alone: trajectory 16 from its step {start} on; " in line
 
 
 def test_bad_updates_are_skipped_and_counted_and_the_run_goes_on(

@@ -204,14 +204,15 @@ def test_a_bad_update_is_skipped(state, dropping_call, action):
     assert np.isfinite(loss[0]) == (action == 1.7e19)
     after = jax.device_get(state)
     changed = {
-        jax.tree_util.keystr(path): int(new) - int(old)
+        jax.tree_util.keystr(path): new - old
         for (path, new), old in zip(
             jax.tree.leaves_with_path(after), jax.tree.leaves(before), strict=True
         )
         if new.tobytes() != old.tobytes()
     }
     # The step, and the schedule's; Adam's own counts the gradients in its moments.
-    assert changed == {".step": 1, ".opt_state[1].inner_state[2].count": 1}
+    assert changed.keys() == {".step", ".opt_state[1].inner_state[2].count"}
+    assert set(changed.values()) == {1}
     state, loss, _ = run(dropping_call, state, [make_batch(RAGGED, 1)])
     assert np.isfinite(loss[0])
     bias = after.params["predict_action.0"]["bias"]
