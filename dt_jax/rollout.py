@@ -227,31 +227,6 @@ def roll_out_targets(
     ]
 
 
-def evaluation_warnings(
-    targets: Sequence[float],
-    lengths_E: np.ndarray,
-    *,
-    data_returns: tuple[float, float],
-    longest_trajectory: int,
-) -> list[str]:
-    """What the data has not shown: a line for each such target, one for long episodes.
-
-    Targets and the least and the greatest return of the data are in raw reward.
-    """
-    low, high = data_returns
-    warnings = [
-        f"target {target:g} is outside the returns of the data, {low:g} to {high:g}"
-        for target in targets
-        if not low <= target <= high
-    ]
-    if max(lengths_E) > longest_trajectory:
-        warnings.append(
-            f"episodes reached {max(lengths_E)} steps, but the data has timesteps 0 "
-            f"to {longest_trajectory - 1} only: later ones were never trained"
-        )
-    return warnings
-
-
 def collect(
     path: str | os.PathLike,
     environments: Sequence[gymnasium.Env],

@@ -15,7 +15,6 @@ from dt_jax.readers import load_trajectories
 from dt_jax.rollout import (
     check_spaces,
     collect,
-    evaluation_warnings,
     load_actor,
     make_environments,
     random_actor,
@@ -207,20 +206,6 @@ def test_the_bar_shows_only_when_it_has_a_name(capsys):
     assert capsys.readouterr().err == ""
     roll_out(stairs(1), constant(0.0), [2], desc="evaluating")
     assert "evaluating: 3step" in capsys.readouterr().err
-
-
-def test_warnings_of_what_the_data_has_not_shown():
-    facts = {"data_returns": (-10.0, 20.0), "longest_trajectory": 100}
-    assert evaluation_warnings([-10, 5, 20], np.array([100, 60]), **facts) == []
-    assert evaluation_warnings([-11, 5, 3600.0], np.array([60, 101]), **facts) == [
-        "target -11 is outside the returns of the data, -10 to 20",
-        "target 3600 is outside the returns of the data, -10 to 20",
-        "episodes reached 101 steps, but the data has timesteps 0 to 99 only: later "
-        "ones were never trained",
-    ]
-
-
-# Environments
 
 
 def test_environments_of_every_kind(tmp_path, monkeypatch):
