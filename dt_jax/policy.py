@@ -16,7 +16,8 @@ from absl import logging
 
 from dt_jax.checkpoint import load_trained
 from dt_jax.model import DecisionTransformer
-from dt_jax.segments import ACTION_PADDING, Batch, normalize
+from dt_jax.segments import ACTION_PADDING, Batch
+from dt_jax.train_step import predict
 
 
 class Policy:
@@ -154,15 +155,7 @@ def _decide(model, params, mean_S, std_S, context, step):
     context = jax.tree.map(
         lambda past, now: jnp.concatenate((past[:, 1:], now), axis=1), context, step
     )
-    prediction = model.apply(
-        {"params": params},
-        states=normalize(context.states, mean_S, std_S),
-        actions=context.actions,
-        returns_to_go=context.returns_to_go,
-        timesteps=context.timesteps,
-        attention_mask=context.attention_mask,
-    )
-    actions_ExA = prediction.action_preds[:, -1]
+    actions_ExA = predict(model, params, context, mean_S, std_S)[:, -1]
     actions_ExKxA = context.actions.at[:, -1].set(actions_ExA)
     return context._replace(actions=actions_ExKxA), actions_ExA
 

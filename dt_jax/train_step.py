@@ -90,7 +90,16 @@ def squared_errors(
     model: DecisionTransformer, params: dict, batch: Batch, state_mean, state_std, **how
 ) -> jax.Array:
     """BxKxA: of the predicted actions, 0 at padded steps; `how` is for `apply`."""
-    prediction = model.apply(
+    actions_BxKxA = predict(model, params, batch, state_mean, state_std, **how)
+    error_BxKxA = actions_BxKxA - batch.actions
+    return jnp.square(error_BxKxA) * batch.attention_mask[..., None]
+
+
+def predict(
+    model: DecisionTransformer, params: dict, batch: Batch, state_mean, state_std, **how
+) -> jax.Array:
+    """BxKxA: the actions for a batch with states as stored, in training and acting."""
+    return model.apply(
         {"params": params},
         states=normalize(batch.states, state_mean, state_std),
         actions=batch.actions,
@@ -98,9 +107,7 @@ def squared_errors(
         timesteps=batch.timesteps,
         attention_mask=batch.attention_mask,
         **how,
-    )
-    error_BxKxA = prediction.action_preds - batch.actions
-    return jnp.square(error_BxKxA) * batch.attention_mask[..., None]
+    ).action_preds
 
 
 def init_state(params: dict, optimizer: optax.GradientTransformation) -> TrainState:

@@ -15,7 +15,7 @@ from dt_jax.hf_weights import export_hf
 from dt_jax.model import DecisionTransformer, init_params, model_fields
 from dt_jax.policy import Policy
 from dt_jax.segments import SegmentSampler, normalize
-from dt_jax.train_step import init_state
+from dt_jax.train_step import init_state, predict
 from dt_jax.trajectories import Trajectories
 
 E, K, S, A = 3, 4, 5, 2
@@ -212,7 +212,7 @@ def test_reset_forgets_everything(policy, actions):
 def test_one_program_for_all_steps(monkeypatch):
     traced = []
     monkeypatch.setattr(
-        policy_file, "normalize", lambda *args: traced.append(args) or normalize(*args)
+        policy_file, "predict", lambda *args: traced.append(args) or predict(*args)
     )
     policy = make_policy(MODEL.clone(resid_pdrop=0.2))  # compiled by no other test
     for _ in range(2):
