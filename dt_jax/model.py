@@ -122,6 +122,7 @@ class DecisionTransformer(nn.Module):
         attention_mask: jax.Array,
         *,
         deterministic: bool = True,
+        first_segment: int | jax.Array = 0,
         all_heads: bool = False,
     ) -> Prediction:
         """Predict the action at every state of a segment.
@@ -134,8 +135,16 @@ class DecisionTransformer(nn.Module):
           attention_mask: BxK, 1 at valid steps; what stands elsewhere (finite) is
             ignored.
           deterministic: False drops out, by the rng stream 'dropout'.
+          first_segment: where the segments stand in the whole batch, so that dropout is
+            the same however the batch is divided among devices.
           all_heads: also predict states and returns, which the loss never asks for.
         """
+
+        def drop(rate, x):
+            if deterministic or not rate:
+                return x
+            return dropout(x, rate, self.make_rng("dropout"), first_segment)
+
         steps_BxKx3xD = jnp.stack(
             (
                 self._dense("embed_return", self.hidden_size)(returns_to_go),
@@ -156,21 +165,17 @@ class DecisionTransformer(nn.Module):
         wpe_PxD = self._table("encoder.wpe", self.n_positions).embedding
         self._table("encoder.wte", self.vocab_size).embedding  # noqa: B018
         x_BxTxD = x_BxTxD + wpe_PxD[None, :1].astype(self.dtype)
-        x_BxTxD = self._dropout(self.embd_pdrop, deterministic)(x_BxTxD)
+        x_BxTxD = drop(self.embd_pdrop, x_BxTxD)
 
         causal_1xTxT = jnp.tri(3 * context_length, dtype=bool)[None]
         valid_Bx1xT = jnp.repeat(attention_mask > 0, 3, axis=1)[:, None]
         mask_BxTxT = causal_1xTxT & valid_Bx1xT
         for layer in range(self.n_layer - 1):
-            x_BxTxD = self._block(
-                layer, x_BxTxD, mask_BxTxT, slice(None), deterministic
-            )
+            x_BxTxD = self._block(layer, x_BxTxD, mask_BxTxT, slice(None), drop)
         # What leaves the last block is read by the heads alone: without the other two,
         # its queries and MLP are needed at the state tokens only. Exact.
         read = slice(None) if all_heads else STATE_TOKENS
-        x_BxRxD = self._block(
-            self.n_layer - 1, x_BxTxD, mask_BxTxT, read, deterministic
-        )
+        x_BxRxD = self._block(self.n_layer - 1, x_BxTxD, mask_BxTxT, read, drop)
         x_BxRxD = self._layer_norm("encoder.ln_f", self.layer_norm_epsilon)(x_BxRxD)
 
         x_BxKxD = x_BxRxD[:, STATE_TOKENS] if all_heads else x_BxRxD
@@ -187,11 +192,10 @@ class DecisionTransformer(nn.Module):
             self._dense("predict_return", 1)(x_BxKxD).astype(jnp.float32),
         )
 
-    def _block(self, layer, x_BxTxD, mask_BxTxT, read, deterministic):
+    def _block(self, layer, x_BxTxD, mask_BxTxT, read, drop):
         """One pre-norm GPT-2 block; returns the tokens `read`, BxRxD."""
         name = f"encoder.h.{layer}"
         residual_std = self.initializer_range / math.sqrt(2 * self.n_layer)
-        dropout = self._dropout(self.resid_pdrop, deterministic)
 
         h_BxTxD = self._layer_norm(f"{name}.ln_1", self.layer_norm_epsilon)(x_BxTxD)
         q_k_v_BxTx3D = self._dense(f"{name}.attn.c_attn", 3 * self.hidden_size)(h_BxTxD)
@@ -213,13 +217,13 @@ class DecisionTransformer(nn.Module):
             jnp.finfo(jnp.float32).min,
         )
         weights_BxHxRxT = jax.nn.softmax(scores_BxHxRxT).astype(self.dtype)
-        weights_BxHxRxT = self._dropout(self.attn_pdrop, deterministic)(weights_BxHxRxT)
+        weights_BxHxRxT = drop(self.attn_pdrop, weights_BxHxRxT)
         h_BxRxHxC = jnp.einsum("bhrt,bthc->brhc", weights_BxHxRxT, v_BxTxHxC)
         h_BxRxD = h_BxRxHxC.reshape(*h_BxRxHxC.shape[:2], -1)
         h_BxRxD = self._dense(f"{name}.attn.c_proj", self.hidden_size, residual_std)(
             h_BxRxD
         )
-        x_BxRxD = x_BxTxD[:, read] + dropout(h_BxRxD)
+        x_BxRxD = x_BxTxD[:, read] + drop(self.resid_pdrop, h_BxRxD)
 
         h_BxRxD = self._layer_norm(f"{name}.ln_2", self.layer_norm_epsilon)(x_BxRxD)
         h_BxRxI = self._dense(f"{name}.mlp.c_fc", self.n_inner or 4 * self.hidden_size)(
@@ -229,7 +233,7 @@ class DecisionTransformer(nn.Module):
         h_BxRxD = self._dense(f"{name}.mlp.c_proj", self.hidden_size, residual_std)(
             h_BxRxI
         )
-        return x_BxRxD + dropout(h_BxRxD)
+        return x_BxRxD + drop(self.resid_pdrop, h_BxRxD)
 
     def _dense(self, name, features, init_std=None):
         std = self.initializer_range if init_std is None else init_std
@@ -245,11 +249,6 @@ class DecisionTransformer(nn.Module):
         return nn.Embed(
             rows, self.hidden_size, self.dtype, embedding_init=init, name=name
         )
-
-    def _dropout(self, rate, deterministic):
-        if deterministic or not rate:
-            return lambda x: x
-        return lambda x: dropout(x, rate, self.make_rng("dropout"))
 
 
 class Dense(nn.Module):
@@ -269,13 +268,15 @@ class Dense(nn.Module):
         return y_NxO.reshape(*x.shape[:-1], self.features)
 
 
-def dropout(x: jax.Array, rate: float, key: jax.Array) -> jax.Array:
+def dropout(x: jax.Array, rate: float, key: jax.Array, first_segment=0) -> jax.Array:
     """Zero each element with probability `rate`, exact to 2^-32, and scale the rest.
 
-    The bits are a hash of the element's place under two words of the key. It fuses into
-    what uses it; threefry bits of every element cost a sixth of an update on a CPU.
+    The bits are a hash of the element's place in the whole batch, of which x begins at
+    `first_segment`, under two words of the key. It fuses into what uses it; threefry
+    bits of every element cost a sixth of an update on a CPU.
     """
     first, second = jax.random.bits(key, (2,))
+    first += jnp.asarray(first_segment, jnp.uint32) * jnp.uint32(x.size // x.shape[0])
     place = jax.lax.iota(jnp.uint32, x.size).reshape(x.shape)
     bits = _mix(_mix(place + first) ^ second)
     keep = bits >= jnp.uint32(round(rate * 2**32))

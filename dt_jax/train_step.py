@@ -57,14 +57,17 @@ def train_step(
 
     Args:
       state_mean, state_std: S, of the states as stored.
-      key: of the run; dropout is a function of it, the step and the device.
+      key: of the run; dropout is a function of it, the step and the segment's place in
+        the whole batch.
     """
-    key = jax.random.fold_in(key, state.step)
-    if axis_name is not None:
-        key = jax.random.fold_in(key, jax.lax.axis_index(axis_name))
+    device = 0 if axis_name is None else jax.lax.axis_index(axis_name)
+    how = {
+        "deterministic": False,
+        "first_segment": device * len(batch.timesteps),
+        "rngs": {"dropout": jax.random.fold_in(key, state.step)},
+    }
 
     def sum_of_squares(params):
-        how = {"deterministic": False, "rngs": {"dropout": key}}
         squares_BxKxA = squared_errors(
             model, params, batch, state_mean, state_std, **how
         )
