@@ -444,9 +444,10 @@ def test_live_parity_of_predictions_gradients_and_files(tmp_path, changes):
         tmp_path / "exported", output_loading_info=True
     )
     assert not any(report.values()), report
-    again = opened.eval()(**hf_batch)
-    for head in heads._asdict():
-        assert torch.equal(again[head], hf_heads[head])
+    # Torch itself gives other last bits for the same weights at other addresses.
+    given, read = hf_model.state_dict(), opened.state_dict()
+    assert given.keys() == read.keys()
+    assert all(torch.equal(given[key], read[key]) for key in given)
     assert all(getattr(opened.config, key) == imported[key] for key in FIELDS)
 
 
