@@ -40,9 +40,6 @@ ACTIVATIONS = {
     "tanh": jnp.tanh,
 }
 
-STATE_TOKENS = slice(1, None, 3)  # s_t in (R_1, s_1, a_1, R_2, s_2, a_2, ...)
-ACTION_TOKENS = slice(2, None, 3)
-
 
 class Prediction(NamedTuple):
     """What the heads say: BxKxA, and with `all_heads` also BxKxS and BxKx1."""
@@ -145,18 +142,23 @@ class DecisionTransformer(nn.Module):
                 return x
             return dropout(x, rate, self.make_rng("dropout"), first_segment)
 
-        steps_BxKx3xD = jnp.stack(
+        # HF's tokens are R_1, s_1, a_1, R_2, ...; here they stand by kind, R_1 to R_K,
+        # s_1 to s_K, a_1 to a_K: what is read of them lies together. Which tokens one
+        # may look at is the mask's to say, so the numbers are HF's.
+        kinds_Bx3xKxD = jnp.stack(
             (
                 self._dense("embed_return", self.hidden_size)(returns_to_go),
                 self._dense("embed_state", self.hidden_size)(states),
                 self._dense("embed_action", self.hidden_size)(actions),
             ),
-            axis=2,
+            axis=1,
         )
         times_BxKxD = self._table("embed_timestep", self.max_ep_len)(timesteps)
-        steps_BxKx3xD = steps_BxKx3xD + times_BxKxD[:, :, None]
+        kinds_Bx3xKxD = kinds_Bx3xKxD + times_BxKxD[:, None]
         batch_size, context_length = timesteps.shape
-        x_BxTxD = steps_BxKx3xD.reshape(batch_size, 3 * context_length, -1)
+        x_BxTxD = kinds_Bx3xKxD.reshape(batch_size, 3 * context_length, -1)
+        state_tokens = slice(context_length, 2 * context_length)
+        action_tokens = slice(2 * context_length, None)
         # Here HF keeps torch's default epsilon, whatever layer_norm_epsilon says.
         x_BxTxD = self._layer_norm("embed_ln", epsilon=1e-5)(x_BxTxD)
 
@@ -167,25 +169,26 @@ class DecisionTransformer(nn.Module):
         x_BxTxD = x_BxTxD + wpe_PxD[None, :1].astype(self.dtype)
         x_BxTxD = drop(self.embd_pdrop, x_BxTxD)
 
-        causal_1xTxT = jnp.tri(3 * context_length, dtype=bool)[None]
-        valid_Bx1xT = jnp.repeat(attention_mask > 0, 3, axis=1)[:, None]
-        mask_BxTxT = causal_1xTxT & valid_Bx1xT
+        place_T = jnp.arange(3 * context_length).reshape(-1, 3).T.reshape(-1)  # HF's
+        causal_TxT = place_T[:, None] >= place_T[None]
+        valid_BxT = jnp.tile(attention_mask > 0, (1, 3))
+        mask_BxTxT = causal_TxT[None] & valid_BxT[:, None]
         for layer in range(self.n_layer - 1):
             x_BxTxD = self._block(layer, x_BxTxD, mask_BxTxT, slice(None), drop)
         # What leaves the last block is read by the heads alone: without the other two,
         # its queries and MLP are needed at the state tokens only. Exact.
-        read = slice(None) if all_heads else STATE_TOKENS
+        read = slice(None) if all_heads else state_tokens
         x_BxRxD = self._block(self.n_layer - 1, x_BxTxD, mask_BxTxT, read, drop)
         x_BxRxD = self._layer_norm("encoder.ln_f", self.layer_norm_epsilon)(x_BxRxD)
 
-        x_BxKxD = x_BxRxD[:, STATE_TOKENS] if all_heads else x_BxRxD
+        x_BxKxD = x_BxRxD[:, state_tokens] if all_heads else x_BxRxD
         action_preds = self._dense("predict_action.0", self.act_dim)(x_BxKxD)
         action_preds = action_preds.astype(jnp.float32)
         if self.action_tanh:
             action_preds = jnp.tanh(action_preds)
         if not all_heads:
             return Prediction(action_preds, None, None)
-        x_BxKxD = x_BxRxD[:, ACTION_TOKENS]
+        x_BxKxD = x_BxRxD[:, action_tokens]
         return Prediction(
             action_preds,
             self._dense("predict_state", self.state_dim)(x_BxKxD).astype(jnp.float32),
@@ -240,9 +243,7 @@ class DecisionTransformer(nn.Module):
         return Dense(features, std, self.dtype, name=name)
 
     def _layer_norm(self, name, epsilon):
-        return nn.LayerNorm(
-            epsilon, self.dtype, use_fast_variance=False, name=name
-        )  # torch's two-pass variance
+        return LayerNorm(epsilon, self.dtype, name=name)
 
     def _table(self, name, rows):
         init = nn.initializers.normal(self.initializer_range)
@@ -266,6 +267,57 @@ class Dense(nn.Module):
         x, kernel, bias = (leaf.astype(self.dtype) for leaf in (x, kernel, bias))
         y_NxO = x.reshape(-1, x.shape[-1]) @ kernel + bias[None]
         return y_NxO.reshape(*x.shape[:-1], self.features)
+
+
+class LayerNorm(nn.Module):
+    """Over the last axis, computed in float32, with torch's two-pass variance."""
+
+    epsilon: float
+    dtype: str
+
+    @nn.compact
+    def __call__(self, x):
+        scale = self.param("scale", nn.initializers.ones, x.shape[-1:])
+        bias = self.param("bias", nn.initializers.zeros, x.shape[-1:])
+        x_NxD = x.reshape(-1, x.shape[-1])
+        y_NxD = layer_norm(x_NxD, scale, bias, self.epsilon)
+        return y_NxD.astype(self.dtype).reshape(x.shape)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3,))
+def layer_norm(x_NxD, scale_D, bias_D, epsilon):
+    """(x - mean) / std * scale + bias of each row, float32.
+
+    Its gradient is written out below: for the one JAX derives, XLA passes over the
+    tokens more often, and an update takes a twentieth longer on a CPU.
+    """
+    return _normalize_rows(x_NxD, epsilon)[0] * scale_D[None] + bias_D[None]
+
+
+def _layer_norm_forward(x_NxD, scale_D, bias_D, epsilon):
+    return layer_norm(x_NxD, scale_D, bias_D, epsilon), (x_NxD, scale_D)
+
+
+def _layer_norm_backward(epsilon, saved, dy_NxD):
+    x_NxD, scale_D = saved
+    unit_NxD, inverse_std_Nx1 = _normalize_rows(x_NxD, epsilon)
+    slope_NxD = dy_NxD * scale_D[None]
+    dx_NxD = inverse_std_Nx1 * (
+        slope_NxD
+        - slope_NxD.mean(1, keepdims=True)
+        - unit_NxD * (slope_NxD * unit_NxD).mean(1, keepdims=True)
+    )
+    return dx_NxD.astype(x_NxD.dtype), (dy_NxD * unit_NxD).sum(0), dy_NxD.sum(0)
+
+
+layer_norm.defvjp(_layer_norm_forward, _layer_norm_backward)
+
+
+def _normalize_rows(x_NxD, epsilon):
+    x_NxD = x_NxD.astype(jnp.float32)
+    x_NxD = x_NxD - x_NxD.mean(1, keepdims=True)
+    inverse_std_Nx1 = jax.lax.rsqrt(jnp.square(x_NxD).mean(1, keepdims=True) + epsilon)
+    return x_NxD * inverse_std_Nx1, inverse_std_Nx1
 
 
 def dropout(x: jax.Array, rate: float, key: jax.Array, first_segment=0) -> jax.Array:
