@@ -10,25 +10,31 @@ context 20, dropout 0.1: the notebook as written (its collator; `datasets` decod
 row to lists, once for the loader and once for the collator), the same collator over
 NumPy arrays held in memory (stronger than any user has), JAX-CORL's own update on
 batches that lie ready on the device, and ours as `main.py` runs it (memory map, feed,
-train call). HF's updates are a plain loop, without what `Trainer` adds. The ways take
-turns, so that a machine whose speed drifts treats them alike; compilation and the first
-updates do not count. Prints medians, ratios and the share of the time for which ours
-waited for its input; writes updates.json here.
+train call). HF's updates are a plain loop, without what `Trainer` adds. Each way has a
+process of its own, started as its users start it, and they take turns, so that a
+machine whose speed drifts treats them alike; compilation and the first updates do not
+count. Prints medians, ratios and the share of the time for which ours waited for its
+input; writes updates.json here.
 """
 
 import argparse
 import importlib.util
 import json
+import os
 import random
+import subprocess
 import sys
 import tempfile
 import time
-from contextlib import closing
+from contextlib import ExitStack, closing
+from functools import partial
 from itertools import count, cycle
 from pathlib import Path
 from unittest.mock import MagicMock
 
 import numpy as np
+
+from dt_jax.process import HUGE_PAGES
 
 HERE = Path(__file__).parent
 SHAPES = {  # state_dim/act_dim: trajectories, steps of each
@@ -46,7 +52,12 @@ def main():
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--dims", nargs="+", default=list(SHAPES), choices=SHAPES)
     parser.add_argument("--jax-corl", type=Path, default=Path("runs/JAX-CORL"))
+    parser.add_argument("--serve", choices=WAYS, help=argparse.SUPPRESS)
+    parser.add_argument("--data", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.serve:
+        serve(args.serve, args.data, args.jax_corl)
+        return
     table = {}
     for dims in args.dims:
         with tempfile.TemporaryDirectory() as folder:
@@ -87,49 +98,66 @@ def write_dataset(path, dims):
 
 
 def measure(path, rounds, jax_corl):
-    """{way: updates a second of each round}, and the share of the time ours waited.
+    """{way: updates a second of each round}, and the share of the time ours waited."""
+    rates, waited = {way: [] for way in WAYS}, []
+    with ExitStack() as stack:
+        processes = {
+            way: stack.enter_context(closing(start(way, path, jax_corl)))
+            for way in WAYS
+        }
+        for process in processes.values():
+            next(process)
+        for _ in range(rounds):
+            for way, process in processes.items():
+                rate, waiting = next(process)
+                rates[way].append(rate)
+                if way == "dt-jax":
+                    waited.append(waiting)
+                    time.sleep(2.0)  # until the call in flight is over
+    return rates, float(np.mean(waited))
 
-    Each way keeps its model and its data.
-    """
-    import datasets
 
-    dataset = datasets.load_from_disk(str(path))
-    episodes = dataset["train"]
-    arrays = [
-        {key: np.asarray(value) for key, value in row.items()}
-        for row in dataset.with_format("numpy")["train"]
-    ]
-    if "state_mean" in dataset.column_names:
-        width = arrays[0]["observations"].shape[1]
-        mean, std = (np.array(dataset[n][:width]) for n in ("state_mean", "state_std"))
-    else:
-        states = np.concatenate([a["observations"] for a in arrays])
-        mean, std = states.mean(0), states.std(0) + 1e-6
-    ways = {
-        "notebook": hf_updates(episodes, mean, std, loader=True),
-        "NumPy collator": hf_updates(arrays, mean, std, loader=False),
-        "JAX-CORL": jax_corl_updates(path, jax_corl / "algos" / "dt.py"),
-        "dt-jax": our_updates(path, waits := []),
-    }
-    for updates in ways.values():
-        next(updates)
-        next(updates)
-    rates, seconds = {way: [] for way in ways}, 0.0
-    waits.clear()
-    for _ in range(rounds):
-        for way, updates in ways.items():
-            next(updates)  # ours has had a call in flight since its last round
-            made, start = 0, time.perf_counter()
-            while time.perf_counter() - start < SECONDS:
-                made += next(updates)
-            took = time.perf_counter() - start
-            rates[way].append(made / took)
-            if way == "dt-jax":
-                seconds += took
-                time.sleep(2.0)  # until the call in flight is over
-    for updates in ways.values():
-        updates.close()
-    return rates, sum(waits) / seconds
+def start(way, path, jax_corl):
+    """Yields when the process is ready, then what each round gave that is asked for."""
+    command = [sys.executable, "-m", "benchmarks.updates", "--serve", way]
+    process = subprocess.Popen(
+        [*command, "--data", path, "--jax-corl", jax_corl],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, **(HUGE_PAGES if way == "dt-jax" else {})},
+    )
+    try:
+        while line := process.stdout.readline():
+            yield json.loads(line)
+            process.stdin.write("\n")
+            process.stdin.flush()
+        raise RuntimeError(f"{way} ended early")
+    finally:
+        process.kill()
+        process.wait()
+
+
+def serve(way, path, jax_corl):
+    """Train for a round whenever a line comes in; prints [updates a second, waited]."""
+    waits = []
+    updates = {
+        "notebook": partial(hf_updates, path, loader=True),
+        "NumPy collator": partial(hf_updates, path, loader=False),
+        "JAX-CORL": partial(jax_corl_updates, path, jax_corl / "algos" / "dt.py"),
+        "dt-jax": partial(our_updates, path, waits),
+    }[way]()
+    next(updates)
+    next(updates)
+    print("null", flush=True)
+    for _ in sys.stdin:
+        next(updates)  # ours has had a call in flight since its last round
+        waits.clear()
+        made, start = 0, time.perf_counter()
+        while time.perf_counter() - start < SECONDS:
+            made += next(updates)
+        took = time.perf_counter() - start
+        print(json.dumps([made / took, sum(waits) / took]), flush=True)
 
 
 def our_updates(path, waits):
@@ -168,12 +196,13 @@ def our_updates(path, waits):
             running = metrics
 
 
-def hf_updates(episodes, mean, std, *, loader):
+def hf_updates(path, *, loader):
     """HF's model and what its Trainer does in a step; yields 1 for each update.
 
-    `loader`: also fetch the rows that the DataLoader hands to the collator, which drops
-    them.
+    `loader`: rows as `datasets` decodes them, fetched once more for the DataLoader,
+    which hands them to the collator, which drops them; else NumPy arrays in memory.
     """
+    import datasets
     import torch
     from transformers import (
         DecisionTransformerConfig,
@@ -181,10 +210,17 @@ def hf_updates(episodes, mean, std, *, loader):
         get_linear_schedule_with_warmup,
     )
 
-    first = episodes[0]
+    dataset = datasets.load_from_disk(str(path))
+    arrays = [
+        {key: np.asarray(value) for key, value in row.items()}
+        for row in dataset.with_format("numpy")["train"]
+    ]
+    states = np.concatenate([row["observations"] for row in arrays])
+    mean, std = states.mean(0), states.std(0) + 1e-6
+    episodes = dataset["train"] if loader else arrays
     model = DecisionTransformerModel(
         DecisionTransformerConfig(
-            state_dim=len(first["observations"][0]), act_dim=len(first["actions"][0])
+            state_dim=len(mean), act_dim=arrays[0]["actions"].shape[1]
         )
     ).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=1e-4)

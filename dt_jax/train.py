@@ -229,7 +229,7 @@ class _Run:
             total_steps=self.total_steps,
             steps_per_epoch=self.steps_per_epoch,
             batch_size=self.config.train.batch_size,
-            learning_rate=self.schedule,
+            learning_rate=jax.jit(self.schedule),
             max_bad_updates=self.config.train.max_bad_updates,
             saved=saved,
         )
