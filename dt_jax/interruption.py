@@ -28,7 +28,7 @@ os.register_at_fork(after_in_child=partial(signal.set_wakeup_fd, -1))
 
 def watch() -> None:
     """From now on a signal ends the process at once, and scratch files with it."""
-    _listen(_leave, PATIENCE)
+    _listen(_leave, PATIENCE, "")
 
 
 @contextmanager
@@ -39,7 +39,8 @@ def postponed() -> Iterator[list[int]]:
       SystemExit: at the end of the block, if there was one.
     """
     caught = []
-    writer, outer, handlers = _listen(caught.append, GRACE)
+    words = f"saving, at most {GRACE:.0f} s; a second signal ends at once"
+    writer, outer, handlers = _listen(caught.append, GRACE, words)
     try:
         yield caught
     finally:
@@ -52,12 +53,12 @@ def postponed() -> Iterator[list[int]]:
         raise SystemExit(128 + caught[0])
 
 
-def _listen(note: Callable[[int], None], grace: float):
+def _listen(note: Callable[[int], None], grace: float, words: str):
     """Returns what undoes it: our pipe, the pipe and the handlers before."""
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
-    watcher = threading.Thread(target=_watch, args=(reader, grace), daemon=True)
-    watcher.start()
+    watcher = partial(_watch, reader, grace, words)
+    threading.Thread(target=watcher, name="interruption", daemon=True).start()
     outer = signal.set_wakeup_fd(writer)
     handlers = {
         number: signal.signal(number, lambda number, _: note(number))
@@ -66,17 +67,15 @@ def _listen(note: Callable[[int], None], grace: float):
     return writer, outer, handlers
 
 
-def _watch(reader, grace) -> None:
+def _watch(reader, grace, words) -> None:
     """Python's C handler writes the numbers of signals, whatever a thread does."""
     while (byte := os.read(reader, 1)) and byte[0] not in NUMBERS:
         pass  # of another signal that has a handler
     if not byte:  # the end of `postponed`
         os.close(reader)
         return
-    if grace == GRACE:
-        name = signal.Signals(byte[0]).name
-        told = f"\n{name}: saving, at most {GRACE:.0f} s; once more: ends at once\n"
-        os.write(2, told.encode())
+    if words:
+        os.write(2, f"\n{signal.Signals(byte[0]).name}: {words}\n".encode())
     select.select([reader], [], [], grace)
     _leave(byte[0])
 
