@@ -136,14 +136,14 @@ def start_and_kill(workdir: Path, changes: dict, kill: Kill) -> dict:
             file.unlink()
     began = time.time_ns()
     process = start(workdir, changes)
-    metrics = workdir / "metrics.jsonl"
+    metrics, market = workdir / "metrics.jsonl", workdir / ".simulated_market.partial"
 
     def wait_until(happened):
         while not happened() and process.poll() is None:
             time.sleep(0.001)
 
     def is_new(path):
-        return path.is_file() and path.stat().st_mtime_ns > began
+        return path.exists() and path.stat().st_mtime_ns > began
 
     def num_records():
         return metrics.read_bytes().count(b"\n") if is_new(metrics) else 0
@@ -152,7 +152,7 @@ def start_and_kill(workdir: Path, changes: dict, kill: Kill) -> dict:
         return any((workdir / "checkpoints").glob("*tmp*"))
 
     if kill.aim == "market":
-        wait_until((workdir / ".simulated_market.partial").is_dir)
+        wait_until(lambda: is_new(market))
     elif kill.aim == "compilation":
         wait_until(lambda: "Data: " in words(workdir).read_text())
     elif kill.aim in ("updates", "saving"):
@@ -181,7 +181,7 @@ def start_and_kill(workdir: Path, changes: dict, kill: Kill) -> dict:
         hit = "updates"
     elif "Data: " in text:
         hit = "compilation"
-    elif (workdir / ".simulated_market.partial").is_dir():
+    elif is_new(market):
         hit = "market"
     else:
         hit = "start"

@@ -174,9 +174,11 @@ print(os.waitstatus_to_exitcode(status))
     ],
 )
 def test_wherever_the_command_is_interrupted_it_ends_in_peace(
-    tmp_path, number, module, name, leaves
+    tmp_path, monkeypatch, number, module, name, leaves
 ):
     workdir = tmp_path / "run"
+    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "compiled"))
     changes = {
         "model.hidden_size": 8,
         "model.n_layer": 1,
