@@ -395,6 +395,13 @@ def _check_same_run(run, record) -> None:
                 f"{run.workdir} holds a run with {key}={before.get(key)}, but now "
                 f"{key}={now.get(key)}; choose another --workdir for a new run"
             )
+    for key in ("state_dim", "act_dim"):
+        if record["model"][key] != (found := getattr(run.model, key)):
+            raise ValueError(
+                f"{run.workdir} holds a run with {key}={record['model'][key]}, but "
+                f"data.path={run.config.data.path!r} has {key}={found}; choose another "
+                "--workdir for a new run"
+            )
     fingerprint = run.trajectories.fingerprint()
     if record["fingerprint"] != fingerprint:
         raise ValueError(
