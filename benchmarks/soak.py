@@ -5,7 +5,8 @@
 
 One process trains on the simulated market, saves every 20 updates, measures held-out
 data every 10, and after every `--updates` evaluates in the environment and goes on.
-Looks into /proc once a second; at the end into metrics.jsonl, for a gap or a double.
+Looks into /proc once a second; at the end into metrics.jsonl, for a gap or a double. The
+minutes are those in which the process ran: a pause (SIGSTOP) does not count.
 Prints a table; writes soak.json here.
 """
 
@@ -15,7 +16,6 @@ import os
 import re
 import tempfile
 import threading
-import time
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -57,12 +57,12 @@ def soak(workdir: Path, seconds: float, updates: int, changes: dict) -> dict:
     """
     config = base.get_config()
     config.update_from_flattened_dict(changes)
-    start, rounds = time.monotonic(), []
-    with sampling(start) as samples:
-        while time.monotonic() - start < seconds:
+    rounds = []
+    with sampling() as samples:
+        while len(samples) < seconds:
             config.train.max_steps = updates * (len(rounds) + 1)
             train.train(config, workdir)
-            rounds.append(sample(start))
+            rounds.append(sample(len(samples)))
             # Each start compiles anew, and JAX keeps what the one before compiled.
             jax.clear_caches()
     records = read_metrics(workdir / "metrics.jsonl")
@@ -84,13 +84,13 @@ def soak(workdir: Path, seconds: float, updates: int, changes: dict) -> dict:
 
 
 @contextmanager
-def sampling(start):
-    """A list that grows by a sample a second."""
+def sampling():
+    """A list that grows by a sample a second, while the process runs."""
     samples, ended = [], threading.Event()
 
     def run():
         while not ended.wait(1.0):
-            samples.append(sample(start))
+            samples.append(sample(len(samples)))
 
     thread = threading.Thread(target=run)
     thread.start()
@@ -101,11 +101,11 @@ def sampling(start):
         thread.join()
 
 
-def sample(start) -> dict:
-    """Now: seconds since `start`, anonymous memory in MB, threads, descriptors."""
+def sample(seconds: int) -> dict:
+    """At this second: anonymous memory in MB, threads, descriptors."""
     status = Path("/proc/self/status").read_text()
     return {
-        "seconds": time.monotonic() - start,
+        "seconds": seconds,
         "mb": int(re.search(r"RssAnon:\s+(\d+)", status)[1]) / 1000,
         "threads": int(re.search(r"Threads:\s+(\d+)", status)[1]),
         "files": len(os.listdir("/proc/self/fd")),
