@@ -5,8 +5,8 @@
 
 One process trains on the simulated market, saves every 20 updates, measures held-out
 data every 10, and after every `--updates` evaluates in the environment and goes on.
-Looks into /proc once a second; at the end into metrics.jsonl, for a gap or a double. The
-minutes are those in which the process ran: a pause (SIGSTOP) does not count.
+Looks into /proc once a second, and at the end into metrics.jsonl for a gap or a double.
+The minutes are those in which the process ran: a pause (SIGSTOP) does not count.
 Prints a table; writes soak.json here.
 """
 
