@@ -33,7 +33,7 @@ CHANGES = {
     "data.validation_fraction": 0.1,
     "model.hidden_size": 16,
     "model.n_layer": 1,
-    "train.max_steps": 400,
+    "train.max_steps": 800,
     "train.updates_per_call": 5,
     "train.logging_steps": 5,
     "train.save_steps": 10,
@@ -152,7 +152,8 @@ def start_and_kill(workdir: Path, changes: dict, kill: Kill) -> dict:
         return any((workdir / "checkpoints").glob("*tmp*"))
 
     if kill.aim == "market":
-        wait_until(lambda: is_new(market))
+        made = workdir / "simulated_market"
+        wait_until(lambda: is_new(market) or made.exists())
     elif kill.aim == "compilation":
         wait_until(lambda: "Data: " in words(workdir).read_text())
     elif kill.aim in ("updates", "saving"):
