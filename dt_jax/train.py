@@ -9,7 +9,6 @@ import fcntl
 import json
 import math
 import os
-import signal
 import socket
 import sys
 from contextlib import closing, contextmanager
@@ -27,8 +26,10 @@ from dt_jax.checkpoint import Checkpoints, load_trained, unflatten
 from dt_jax.evaluate import check_evaluation, collect, environment_of, evaluate
 from dt_jax.evaluation import describe_evaluation
 from dt_jax.feed import Feed, choose_placement, memory_plan
+from dt_jax.files import replacing, scratch
 from dt_jax.held_out import HeldOut
 from dt_jax.hf_weights import export_hf
+from dt_jax.interruption import postponed
 from dt_jax.metrics import Meter, MetricWriter, read_metrics
 from dt_jax.model import DecisionTransformer, init_params, model_fields
 from dt_jax.optimizer import make_optimizer, make_schedule
@@ -99,7 +100,8 @@ def export(config: ConfigDict, workdir: Path) -> None:
     path = workdir / "report" / "evaluation.json"
     found = describe_evaluation(json.loads(path.read_text())) if path.is_file() else ""
     card = report.model_card(*facts, records, trained.fields, found)
-    (workdir / "hf" / "README.md").write_text(card)
+    with replacing(workdir / "hf" / "README.md") as unfinished:
+        unfinished.write_text(card)
     print(f"{workdir / 'hf'}: DecisionTransformerModel.from_pretrained opens it")
 
 
@@ -112,8 +114,8 @@ def train(config: ConfigDict, workdir: Path) -> None:
       OSError: something could not be read or written (a full disk, say); the last good
         checkpoint is kept.
       SystemExit: 3 after `train.max_bad_updates` in a row whose loss or gradient was
-        not finite, said in one line; 128 + the signal's number after SIGTERM or SIGINT,
-        the state saved.
+        not finite, said in one line; 128 + the signal's number after SIGTERM or SIGINT
+        during updates, the state saved.
     """
     try:
         _train(config, workdir)
@@ -295,7 +297,7 @@ def _loop(run, feed, state, meter, checkpoints):
             raise FloatingPointError(_explain(run, meter, state))
 
     items = feed.items(run.calls(meter.step))
-    with _signals() as caught:
+    with postponed() as caught:
         with closing(writer), closing(items):
             running = None, None
             for item in items:
@@ -323,14 +325,9 @@ def _loop(run, feed, state, meter, checkpoints):
                     },
                 )
                 if caught:
-                    raise SystemExit(128 + caught[0])
+                    break
         checkpoints.wait()
-
-        def poll():
-            if caught:
-                raise SystemExit(128 + caught[0])
-
-        _conclude(run, meter, state, held_out, poll)
+    _conclude(run, meter, state, held_out)
 
 
 def _explain(run, meter, state) -> str:
@@ -398,6 +395,13 @@ def _check_same_run(run, record) -> None:
                 f"{run.workdir} holds a run with {key}={before.get(key)}, but now "
                 f"{key}={now.get(key)}; choose another --workdir for a new run"
             )
+    for key in ("state_dim", "act_dim"):
+        if record["model"][key] != (found := getattr(run.model, key)):
+            raise ValueError(
+                f"{run.workdir} holds a run with {key}={record['model'][key]}, but "
+                f"data.path={run.config.data.path!r} has {key}={found}; choose another "
+                "--workdir for a new run"
+            )
     fingerprint = run.trajectories.fingerprint()
     if record["fingerprint"] != fingerprint:
         raise ValueError(
@@ -407,11 +411,13 @@ def _check_same_run(run, record) -> None:
         )
 
 
-def _conclude(run, meter, state, held_out, poll) -> None:
+def _conclude(run, meter, state, held_out) -> None:
     """Leave the summary, the pictures and the page; say where everything lies."""
     if jax.process_index():
         return
     workdir = run.workdir
+    # Of a shorter run: what is written last tells that all is.
+    (workdir / "report" / "index.html").unlink(missing_ok=True)
     records = read_metrics(workdir / "metrics.jsonl")
     num_parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     summary = {**meter.summary(), "num_parameters": num_parameters}
@@ -423,14 +429,14 @@ def _conclude(run, meter, state, held_out, poll) -> None:
         report.draw_held_out(workdir / "report" / "held_out.png", errors)
     _write_json(workdir / "summary.json", summary)
     if environment_of(run.config):
-        evaluate(run.config, workdir, poll)
+        evaluate(run.config, workdir)
     else:
         write_page(workdir)
     print(report.describe_run(workdir, summary, records[-1]["loss"], errors))
 
 
 def _is_concluded(run) -> bool:
-    """False when a kill came between the last save and the page."""
+    """False when the end came between the last save and the page, the last file."""
     path = run.workdir / "summary.json"
     summary = json.loads(path.read_text()) if path.is_file() else {"global_step": 0}
     page = run.workdir / "report" / "index.html"
@@ -498,29 +504,8 @@ def _alone(workdir: Path):
             raise ValueError(f"{workdir} was in use a moment ago; try again")
         file.truncate(0)
         print(os.getpid(), "on", socket.gethostname(), end="", file=file, flush=True)
-        try:
+        with scratch(path):
             yield
-        finally:
-            path.unlink()
-
-
-@contextmanager
-def _signals():
-    """Collect SIGTERM and SIGINT instead of dying; a second one ends at once."""
-    caught = []
-
-    def note(number, _):
-        if caught:
-            os._exit(128 + number)
-        caught.append(number)
-        logging.warning("signal %d: saving after this call", number)
-
-    before = {s: signal.signal(s, note) for s in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield caught
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _flat(tree: dict, prefix: str = "") -> dict:
@@ -535,6 +520,5 @@ def _flat(tree: dict, prefix: str = "") -> dict:
 
 def _write_json(path: Path, value) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_suffix(".partial")
-    scratch.write_text(json.dumps(value, indent=2) + "\n")
-    os.replace(scratch, path)
+    with replacing(path) as unfinished:
+        unfinished.write_text(json.dumps(value, indent=2) + "\n")

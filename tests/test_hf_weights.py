@@ -155,6 +155,24 @@ def test_a_failed_export_leaves_what_was_there(folder, monkeypatch):
     assert {file.name for file in folder.iterdir()} == before.keys()
 
 
+def test_a_first_export_is_whole_or_not_there(folder, tmp_path, monkeypatch):
+    fields, params = import_hf(folder)
+    replace, written = os.replace, []
+
+    def fail_at_the_third(*names):
+        if len(written) == 2:
+            raise KeyboardInterrupt
+        written.append(replace(*names))
+
+    monkeypatch.setattr(os, "replace", fail_at_the_third)
+    with pytest.raises(KeyboardInterrupt):
+        export_hf(tmp_path / "new", DecisionTransformer(**fields), params, {"a": 1})
+    names = {path.name for path in (tmp_path / "new").iterdir()}
+    assert names == {"model.safetensors", "normalization.json"}
+    with pytest.raises(FileNotFoundError):
+        import_hf(tmp_path / "new")
+
+
 @pytest.mark.parametrize(
     "edit",
     [

@@ -90,7 +90,7 @@ def _compile_once(tmp_path_factory):
     compilation_cache.reset_cache()
 
 
-def make_dataset(path, seed, extreme=None):
+def make_dataset(path, seed, extreme=None, state_dim=3):
     """Actions are a function of the state, so that there is something to learn.
 
     But for the last one of the trajectory `extreme`, whose square is beyond float32.
@@ -100,8 +100,8 @@ def make_dataset(path, seed, extreme=None):
 
     def episodes():
         for episode, length in enumerate(generator.integers(2, 12, size=20)):
-            states_TxS = generator.normal(size=(length, 3))
-            actions_TxA = np.tanh(states_TxS @ weights_SxA)
+            states_TxS = generator.normal(size=(length, state_dim))
+            actions_TxA = np.tanh(states_TxS[:, :3] @ weights_SxA)
             if episode == extreme:
                 actions_TxA[-1, 0] = 1e25
             yield {
@@ -132,9 +132,13 @@ def arguments(dataset, workdir, **changes):
     return ["--config=configs/base.py", f"--workdir={workdir}", *flags]
 
 
-def python(*args):
+def python(*args, **environment):
     return subprocess.run(
-        [sys.executable, *map(str, args)], cwd=ROOT, capture_output=True, text=True
+        [sys.executable, *map(str, args)],
+        cwd=ROOT,
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
     )
 
 
@@ -271,6 +275,28 @@ def test_a_run_killed_and_terminated_ends_like_one_that_was_not(
     assert_ends_alike(workdir, complete)
 
 
+def test_a_run_goes_on_with_other_devices(complete, copy, dataset):
+    for step in (UPDATES - 6, UPDATES):
+        shutil.rmtree(copy / "checkpoints" / str(step))
+    flags = arguments(dataset, copy)
+    devices = "--xla_force_host_platform_device_count="
+    disturbed = ("-c", DISTURBED, TERMINATE, UPDATES - 10)
+    stopped = python(*disturbed, *flags, XLA_FLAGS=devices + "1")
+    assert stopped.returncode == 143, stopped.stderr
+    assert f"going on from update {UPDATES - 12}" in stopped.stdout
+    resumed = python("main.py", *flags, XLA_FLAGS=devices + "2")
+    assert resumed.returncode == 0, resumed.stderr
+    found, expected = (
+        [[r["step"], r["loss"], r["grad_norm"]] for r in records_of(workdir)]
+        for workdir in (copy, complete)
+    )
+    # A record of other batches, or of other dropout, would differ by a tenth.
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
+    params = [load_trained(workdir).params for workdir in (copy, complete)]
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-5), *params)
+    assert found[UPDATES - 12 :] != expected[UPDATES - 12 :], "sums in another order"
+
+
 # Reading a damaged file, tensorstore ends an event loop before its last call.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_damaged_last_checkpoint_is_made_again(complete, copy, dataset, capsys):
@@ -345,6 +371,22 @@ def test_a_run_killed_before_its_summary_gets_one(copy, dataset):
     assert json.loads((copy / "summary.json").read_text())["global_step"] == UPDATES
 
 
+def test_a_longer_run_ended_before_its_page_is_concluded(copy, dataset, monkeypatch):
+    longer = make_config(dataset, **{"train.max_steps": UPDATES + 6})
+
+    def end(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "write_page", end)
+        with pytest.raises(KeyboardInterrupt):
+            train.train(longer, copy)
+    page = copy / "report" / "index.html"
+    assert not page.exists(), "it would be that of the shorter run"
+    train.train(longer, copy)
+    assert f"{UPDATES + 6:,}" in page.read_text()
+
+
 def test_a_longer_run_goes_on(complete, copy, dataset):
     train.train(make_config(dataset, **{"train.max_steps": UPDATES + 5}), copy)
     records = records_of(copy)
@@ -380,6 +422,57 @@ def test_a_run_that_is_refused_is_untouched(copy, dataset, changes):
     key, value = list(changes.items())[-1]
     with pytest.raises(ValueError, match=f"{key}={value}"):
         train.train(make_config(dataset, **changes), copy)
+    assert files_of(copy) == before
+
+
+def flat(config):
+    return train._flat(config.to_dict())
+
+
+def test_every_key_means_the_run_or_may_change():
+    means_the_run = {
+        "seed",
+        *("data.context_length", "data.max_ep_len", "data.return_scale"),
+        *("data.discount", "data.weighting", "data.split_on_dones"),
+        *("data.validation_fraction", "data.store_dtype"),
+        *("train.batch_size", "train.init_from"),
+    }
+    means_the_run |= {k for k in flat(base.get_config()) if k.startswith("model.")}
+    means_the_run |= {k for k in flat(base.get_config()) if k.startswith("optimizer.")}
+    assert flat(base.get_config()).keys() - train.FREE_KEYS == means_the_run
+
+
+def test_logging_saving_placement_and_evaluation_may_change(copy, dataset, capsys):
+    changes = {
+        "data.placement": "device",
+        "eval.environment_kwargs": '{"market": "prices.csv"}',
+        "eval.targets": (1.0, 2.0),
+        "eval.episodes": 3,
+        "eval.beside": ("runs/other",),
+        "eval.reference_returns": (0.0, 1.0),
+        "collect.actor": "ppo.zip",
+        "collect.episodes": 5,
+        "train.num_train_epochs": 7,
+        "train.max_steps": UPDATES + 4,
+        "train.updates_per_call": 2,
+        "train.max_bad_updates": 3,
+        "train.logging_steps": 2,
+        "train.save_steps": 3,
+        "train.save_total_limit": 2,
+    }
+    train.train(make_config(dataset, **changes), copy)
+    assert f"going on from update {UPDATES}\n" in capsys.readouterr().out
+    assert arrays_of(copy)[0] == UPDATES + 4
+    # Not tried here: the data elsewhere, another environment, a package we lack.
+    others = {"data.path", "eval.environment", "log.wandb"}
+    assert changes.keys() | others == train.FREE_KEYS
+
+
+def test_other_dims_are_refused_and_named(copy, tmp_path):
+    before = files_of(copy)
+    other = make_dataset(tmp_path / "other", seed=0, state_dim=4)
+    with pytest.raises(ValueError, match=r"a run with state_dim=3, but .* state_dim=4"):
+        train.train(make_config(other), copy)
     assert files_of(copy) == before
 
 

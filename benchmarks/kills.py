@@ -1,0 +1,229 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A run killed by SIGKILL 50 times ends like one that nothing disturbed.
+
+    python -m benchmarks.kills [--seed 0]
+
+Trains a small model on the simulated market twice. One of the runs is killed at random
+moments and started again each time: while the market is written, anywhere in the start,
+while XLA compiles, between updates, while a checkpoint is saved, and in the evaluation.
+Weights, moments, `metrics.jsonl` (but for what a clock says) and the evaluation must be
+the same bytes. Prints a table; writes kills.json here.
+"""
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from contextlib import closing
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from dt_jax.checkpoint import Checkpoints
+
+HERE = Path(__file__).parent
+TIMES = r', "(?:steps|samples)_per_second": [^,}]+'
+CHANGES = {
+    "data.validation_fraction": 0.1,
+    "model.hidden_size": 16,
+    "model.n_layer": 1,
+    "train.max_steps": 800,
+    "train.updates_per_call": 5,
+    "train.logging_steps": 5,
+    "train.save_steps": 10,
+    "eval.episodes": 1,
+}
+AIMS = {"start": 8, "compilation": 7, "updates": 12, "saving": 12}
+# Of the evaluation, after which new file of the report to kill, within seconds.
+EVALUATED = {
+    "report/loss.png": 0.2,
+    "report/held_out.png": 0.1,
+    "summary.json": 2.0,  # the episodes follow
+    "report/targets.png": 0.3,
+}
+START = 4.0  # seconds that a start takes, about
+
+
+class Kill(NamedTuple):
+    """When to kill: `seconds` after the `count`-th event of the kind `aim`."""
+
+    aim: str
+    count: int
+    seconds: float
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        whole, killed = Path(folder) / "whole", Path(folder) / "killed"
+        finish(whole, CHANGES)
+        kills = []
+        for kill in draw_kills(args.seed):
+            kills.append(start_and_kill(killed, CHANGES, kill))
+            print(json.dumps(kills[-1]), flush=True)
+        finish(killed, CHANGES)
+        different = differences(whole, killed)
+    print(describe(kills, different))
+    found = {"kills": kills, "different": different}
+    (HERE / "kills.json").write_text(json.dumps(found, indent=2) + "\n")
+    sys.exit(bool(different))
+
+
+def draw_kills(seed: int) -> list[Kill]:
+    """50 of them; the market is written first, the evaluation comes last."""
+    generator = np.random.default_rng(seed)
+    kills = [Kill("market", 1, generator.uniform(0.0, 0.2)) for _ in range(3)]
+    for aim in generator.permutation(
+        [a for a, count in AIMS.items() for _ in range(count)]
+    ):
+        longest = {"start": START, "compilation": 1.0, "saving": 0.05}.get(aim, 0.02)
+        kills.append(
+            Kill(
+                str(aim), int(generator.integers(1, 6)), generator.uniform(0.0, longest)
+            )
+        )
+    for file, longest in EVALUATED.items():
+        kills += [Kill(file, 1, generator.uniform(0.0, longest)) for _ in range(2)]
+    return kills
+
+
+def start(workdir: Path, changes: dict) -> subprocess.Popen:
+    """main.py, its words in a file beside the workdir."""
+    environment = {
+        **os.environ,
+        "JAX_COMPILATION_CACHE_DIR": str(workdir.parent / "compiled"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "PYTHONUNBUFFERED": "1",
+    }
+    flags = (f"--config.{key}={value}" for key, value in changes.items())
+    command = ["main.py", "--config=configs/base.py", f"--workdir={workdir}", *flags]
+    with words(workdir).open("wb") as file:
+        return subprocess.Popen(
+            [sys.executable, *command],
+            cwd=HERE.parent,
+            env=environment,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+        )
+
+
+def words(workdir) -> Path:
+    return workdir.with_suffix(".log")
+
+
+def finish(workdir: Path, changes: dict) -> None:
+    process = start(workdir, changes)
+    if process.wait():
+        raise RuntimeError(f"status {process.returncode}: {words(workdir).read_text()}")
+
+
+def start_and_kill(workdir: Path, changes: dict, kill: Kill) -> dict:
+    """What the kill hit, and from where the run had gone on.
+
+    Raises:
+      RuntimeError: the run came to an end before.
+    """
+    if kill.aim == "compilation":  # else it would be read from the folder
+        for file in (workdir.parent / "compiled").glob("*-*"):
+            file.unlink()
+    began = time.time_ns()
+    process = start(workdir, changes)
+    metrics, market = workdir / "metrics.jsonl", workdir / ".simulated_market.partial"
+
+    def wait_until(happened):
+        while not happened() and process.poll() is None:
+            time.sleep(0.001)
+
+    def is_new(path):
+        return path.exists() and path.stat().st_mtime_ns > began
+
+    def num_records():
+        return metrics.read_bytes().count(b"\n") if is_new(metrics) else 0
+
+    def saving():
+        return any((workdir / "checkpoints").glob("*tmp*"))
+
+    if kill.aim == "market":
+        made = workdir / "simulated_market"
+        wait_until(lambda: is_new(market) or made.exists())
+    elif kill.aim == "compilation":
+        wait_until(lambda: "Data: " in words(workdir).read_text())
+    elif kill.aim in ("updates", "saving"):
+        wait_until(lambda: is_new(metrics))
+        first = num_records()
+        wait_until(lambda: num_records() >= first + kill.count)
+        if kill.aim == "saving":
+            wait_until(saving)
+    elif kill.aim != "start":
+        wait_until(lambda: is_new(workdir / kill.aim))
+    time.sleep(kill.seconds)
+    process.kill()
+    if process.wait() != -9:
+        raise RuntimeError(f"status {process.returncode}: {words(workdir).read_text()}")
+
+    text = words(workdir).read_text()
+    going_on = re.search("going on from update ([0-9,]+)", text)
+    came_from = int(going_on[1].replace(",", "")) if going_on else 0
+    trained = is_new(metrics) and metrics.read_text().rpartition('"step": ')[2]
+    reached = int(trained.split(",")[0]) if trained else 0
+    if (workdir / "checkpoints" / str(changes["train.max_steps"])).is_dir():
+        hit = "evaluation"
+    elif saving() and reached > came_from:
+        hit = "saving"
+    elif reached > came_from:
+        hit = "updates"
+    elif "Data: " in text:
+        hit = "compilation"
+    elif is_new(market):
+        hit = "market"
+    else:
+        hit = "start"
+    return {"aim": kill.aim, "hit": hit, "from_update": came_from, "reached": reached}
+
+
+def differences(workdir: Path, other: Path) -> list[str]:
+    """What is not the same bytes in two runs, or should have gone."""
+    arrays, moments = arrays_of(workdir), arrays_of(other)
+    different = [key for key in arrays | moments if arrays.get(key) != moments.get(key)]
+    both = (workdir / "metrics.jsonl", other / "metrics.jsonl")
+    if without_times(both[0]) != without_times(both[1]):
+        different.append("metrics.jsonl")
+    for name in ("report/evaluation.json", "report/held_out.json"):
+        if (workdir / name).read_bytes() != (other / name).read_bytes():
+            different.append(name)
+    scratch = [*other.rglob("*.partial"), *other.rglob("*tmp*"), *other.rglob(".lock")]
+    return different + [str(path.relative_to(other)) for path in scratch]
+
+
+def arrays_of(workdir: Path) -> dict[str, bytes]:
+    """The step of the newest good checkpoint, and each of its arrays."""
+    with closing(Checkpoints(workdir / "checkpoints", None)) as checkpoints:
+        checkpoint = checkpoints.restore()
+    arrays = {name: array.tobytes() for name, array in checkpoint.arrays.items()}
+    return arrays | {"step": checkpoint.step}
+
+
+def without_times(path: Path) -> str:
+    """The text of a metrics.jsonl but for its two rates, which a clock gives."""
+    return re.sub(TIMES, "", path.read_text())
+
+
+def describe(kills, different) -> str:
+    hits = Counter(kill["hit"] for kill in kills)
+    starts = Counter(kill["from_update"] for kill in kills)
+    lines = [f"{'killed in':16}{'times':>6}"]
+    lines += [f"{hit:16}{count:6}" for hit, count in hits.most_common()]
+    lines += ["", f"{len(kills)} kills, started from {len(starts)} different updates"]
+    return "\n".join([*lines, f"different: {', '.join(different) or 'nothing'}"])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A run killed in each of its phases ends, byte for byte, like one left alone."""
+
+from benchmarks.kills import (
+    CHANGES,
+    Kill,
+    differences,
+    draw_kills,
+    finish,
+    start_and_kill,
+    without_times,
+)
+
+
+def test_a_killed_run_ends_like_one_left_alone(tmp_path, monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "")
+    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+    changes = CHANGES | {"train.max_steps": 100}
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    finish(whole, changes)
+    hits = [
+        start_and_kill(killed, changes, kill)["hit"]
+        for kill in (
+            Kill("compilation", 1, 0.1),
+            Kill("updates", 3, 0.0),
+            Kill("saving", 1, 0.005),
+            Kill("summary.json", 1, 0.2),
+        )
+    ]
+    assert hits[0] == "compilation"
+    assert hits[3] == "evaluation"
+    finish(killed, changes)
+    assert differences(whole, killed) == []
+    # What would have told of a difference:
+    metrics = killed / "metrics.jsonl"
+    lines = metrics.read_text().splitlines(keepends=True)
+    metrics.write_text("".join([*lines[:-1], lines[-2], lines[-1]]))
+    (killed / "summary.json.partial").touch()
+    found = differences(whole, killed)
+    assert found == ["metrics.jsonl", "summary.json.partial"]
+
+
+def test_two_rates_alone_are_left_out(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(
+        '{"step": 5, "steps_per_second": 3.5, "samples_per_second": 1e+2}\n'
+        '{"step": 6, "steps_per_second": 3.5, "samples_per_second": 7, "x": null}\n'
+    )
+    assert without_times(path) == '{"step": 5}\n{"step": 6, "x": null}\n'
+
+
+def test_fifty_kills_are_drawn_by_the_seed():
+    kills = draw_kills(0)
+    assert len(kills) == 50
+    assert kills == draw_kills(0)
+    assert kills != draw_kills(1)
