@@ -42,10 +42,13 @@ def main(argv: list[str]) -> int:
     cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "dt_jax"
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
     os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(1 << 30))
-    from dt_jax import train
+    from dt_jax import hosts, train
 
     try:
-        getattr(train, MODE.value)(CONFIG.value, workdir)
+        train.join(CONFIG.value)
+        with hosts.fate():
+            if MODE.value == "train" or hosts.part():
+                getattr(train, MODE.value)(CONFIG.value, workdir)
     except (ValueError, OSError) as error:
         return _refuse(error)
     return 0

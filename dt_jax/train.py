@@ -12,7 +12,7 @@ import os
 import signal
 import socket
 import sys
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,7 +22,7 @@ import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
 
-from dt_jax import report, trading
+from dt_jax import hosts, report, trading
 from dt_jax.checkpoint import Checkpoints, load_trained, unflatten
 from dt_jax.evaluate import check_evaluation, collect, environment_of, evaluate
 from dt_jax.evaluation import describe_evaluation
@@ -75,8 +75,21 @@ FREE_KEYS = {
     "train.logging_steps",
     "train.save_steps",
     "train.save_total_limit",
+    "hosts.cluster",
+    "hosts.initialization_timeout",
+    "hosts.heartbeat_timeout_seconds",
+    "hosts.heartbeat_seconds",
     "log.wandb",
 }
+
+
+def join(config: ConfigDict) -> None:
+    """Before all else: meet the other processes, if the cluster has started several."""
+    hosts.join(
+        cluster=config.hosts.cluster,
+        initialization_timeout=config.hosts.initialization_timeout,
+        heartbeat_timeout_seconds=config.hosts.heartbeat_timeout_seconds,
+    )
 
 
 def inspect(config: ConfigDict, workdir: Path) -> None:
@@ -127,28 +140,39 @@ def train(config: ConfigDict, workdir: Path) -> None:
 
 
 def _train(config, workdir):
-    run = _Run(config, workdir)
-    check_evaluation(config, run.model)
-    folder, limit = workdir / "checkpoints", config.train.save_total_limit
-    with _alone(workdir), closing(Checkpoints(folder, limit)) as checkpoints:
-        checkpoint, meter = checkpoints.restore(), None
+    def prepare():
+        run = _Run(config, workdir)
+        check_evaluation(config, run.model)
+        return run
+
+    run, checkpoints, checkpoint = hosts.in_turn(prepare), None, None
+    _check_same_start(run)
+    with ExitStack() as stack:
+        with hosts.together():
+            if jax.process_index() == 0:
+                stack.enter_context(_alone(workdir))
+                limit = config.train.save_total_limit
+                checkpoints = Checkpoints(workdir / "checkpoints", limit)
+                stack.enter_context(closing(checkpoints))
+                checkpoint = checkpoints.restore()
+        checkpoint, meter = hosts.share(checkpoint), None
         if checkpoint is not None:
             _check_same_run(run, checkpoint.record)
-            meter = checkpoint.record["meter"]
-            if checkpoint.step >= run.total_steps and _is_concluded(run):
-                print(
-                    f"{workdir}: complete at update {checkpoint.step:,}, nothing to do"
-                )
+            meter, step = checkpoint.record["meter"], checkpoint.step
+            if step >= run.total_steps and hosts.share(_is_concluded(run)):
+                hosts.say(f"{workdir}: complete at update {step:,}, nothing to do")
                 return
-            checkpoints.set_aside_after(checkpoint.step)
+            if checkpoints:
+                checkpoints.set_aside_after(step)
             expected = jax.eval_shape(run.first_state, run.given)
             state = unflatten({"state": expected}, checkpoint.arrays)["state"]
-            print(f"{workdir}: going on from update {checkpoint.step:,}")
+            hosts.say(f"{workdir}: going on from update {step:,}")
         else:
             state = jax.jit(run.first_state)(run.given)
-        placement = _report_data(run, state)
+        placement = hosts.share(_report_data(run, state))
         feed = Feed(run.sampler, placement, config.data.store_dtype)
-        _write_json(workdir / "config.json", config.to_dict())
+        if checkpoints:
+            _write_json(workdir / "config.json", config.to_dict())
         _loop(run, feed, replicate(state), run.meter(meter), checkpoints)
 
 
@@ -387,6 +411,19 @@ def _report_data(run, state) -> str:
         print(report.describe(facts), flush=True)
         _write_json(run.workdir / "data_report.json", facts)
     return placement
+
+
+def _check_same_start(run) -> None:
+    """Refuse to train with processes that were given other values or other data."""
+    mine = _flat(run.config.to_dict()) | {"data": run.trajectories.fingerprint()}
+    firsts = hosts.share(mine)
+    with hosts.together():
+        for key in sorted(mine.keys() - {"data.path"}):
+            if mine[key] != firsts[key]:
+                raise ValueError(
+                    f"{key}={mine[key]} here, but {firsts[key]} in process 0; give all "
+                    "processes the same command and the same data"
+                )
 
 
 def _check_same_run(run, record) -> None:

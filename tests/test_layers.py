@@ -15,7 +15,7 @@ LAYERS = (
     {"rows"},
     {"trajectories"},
     {"readers", "segments", "trading"},
-    {"feed", "model", "hf_weights", "optimizer", "metrics", "backtest"},
+    {"feed", "model", "hf_weights", "optimizer", "metrics", "backtest", "hosts"},
     {"train_step", "checkpoint"},
     {"policy", "held_out"},
     {"rollout", "report", "evaluation"},
