@@ -5,13 +5,18 @@ python main.py --config configs/base.py [--workdir DIR]
     [--mode train|evaluate|export|inspect|collect] [--config.section.key=value ...]
 """
 
-import os
 import re
 import sys
 from pathlib import Path
 
-from absl import app, flags
-from ml_collections import config_flags
+from dt_jax.interruption import watch
+
+watch()  # the imports take seconds
+
+from absl import app, flags  # noqa: E402
+from ml_collections import config_flags  # noqa: E402
+
+from dt_jax.compiled import keep_compiled  # noqa: E402
 
 CONFIG = config_flags.DEFINE_config_file("config", help_string="A file of configs/.")
 WORKDIR = flags.DEFINE_string("workdir", None, "By default runs/<name of the config>.")
@@ -37,11 +42,8 @@ def main(argv: list[str]) -> int:
         return _refuse(f"--config={file}: no such file, expected e.g. configs/base.py")
     workdir = Path(WORKDIR.value or Path("runs") / file.stem)
 
-    # A second start need not compile again; JAX reads these when it is imported, which
-    # takes a second: a mistyped flag is told before.
-    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "dt_jax"
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
-    os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(1 << 30))
+    keep_compiled()
+    # To import JAX takes a second: a mistyped flag is told before.
     from dt_jax import hosts, train
 
     try:

@@ -7,8 +7,6 @@ a workdir; out come `evaluation.json`, pictures and `index.html`, or a new datas
 
 import json
 import math
-import os
-from collections.abc import Callable
 from pathlib import Path
 
 from ml_collections import ConfigDict
@@ -16,6 +14,7 @@ from ml_collections import ConfigDict
 from dt_jax import backtest, pictures
 from dt_jax.checkpoint import load_trained
 from dt_jax.evaluation import RANDOM, Actor, describe_evaluation, evaluation_report
+from dt_jax.files import replacing
 from dt_jax.model import DecisionTransformer
 from dt_jax.page import write_page
 from dt_jax.policy import Policy
@@ -35,12 +34,8 @@ TARGET_QUANTILES = ("10 %", "median", "90 %", "max")  # when the config names no
 COLLECTING = 16  # episodes at once, which is what memory has to hold
 
 
-def evaluate(
-    config: ConfigDict, workdir: Path, poll: Callable[[], None] | None = None
-) -> None:
+def evaluate(config: ConfigDict, workdir: Path) -> None:
     """Let the newest good checkpoint act towards each target; write what came of it.
-
-    `poll` is called before each step and may raise.
 
     Raises:
       ValueError, FileNotFoundError: there is no trained run, or the environment, the
@@ -78,14 +73,13 @@ def evaluate(
         targets=targets,
         seeds=seeds,
         desc="evaluating",
-        poll=poll,
     )
     actors = [
         Actor(f"target {target:,.6g}", target, *rollout)
         for target, rollout in zip(targets, rollouts, strict=True)
     ]
     for other, actor in others.items():
-        rollout = roll_out(environments[:episodes], actor, seeds, desc=other, poll=poll)
+        rollout = roll_out(environments[:episodes], actor, seeds, desc=other)
         actors.append(Actor(other, None, *rollout))
 
     references = {}
@@ -111,9 +105,8 @@ def evaluate(
     if references:
         pictures.draw_accounts(folder / "accounts.png", actors, references)
         pictures.draw_drawdown(folder / "drawdown.png", actors, references)
-    scratch = folder / "evaluation.partial"
-    scratch.write_text(json.dumps(found, indent=2) + "\n")
-    os.replace(scratch, folder / "evaluation.json")
+    with replacing(folder / "evaluation.json") as unfinished:
+        unfinished.write_text(json.dumps(found, indent=2) + "\n")
     page = write_page(workdir)
     print(f"\n{describe_evaluation(found)}\n\n  {page}  all of it on one page")
 

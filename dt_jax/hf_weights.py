@@ -17,6 +17,8 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
+from dt_jax.files import replacing
+
 NORMALIZATION = "normalization.json"  # ours; HF has no place for it
 
 # What a config.json means where it leaves a key out: HF's defaults, not ours to choose.
@@ -133,11 +135,12 @@ def export_hf(
 
     Path(folder).mkdir(parents=True, exist_ok=True)
     _replace(Path(folder) / "model.safetensors", save(tensors, {"format": "pt"}))
-    text = json.dumps(config, indent=2, sort_keys=True) + "\n"
-    _replace(Path(folder) / "config.json", text.encode())
     if normalization is not None:
         text = json.dumps(normalization, indent=2) + "\n"
         _replace(Path(folder) / NORMALIZATION, text.encode())
+    # The last: a folder without it is none, so a first export is whole or not there.
+    text = json.dumps(config, indent=2, sort_keys=True) + "\n"
+    _replace(Path(folder) / "config.json", text.encode())
 
 
 def _layout(fields, prefix=""):
@@ -283,7 +286,5 @@ def _check_tensors(where, tensors, shapes):
 
 
 def _replace(file, data):
-    """Write the file whole or not at all."""
-    partial = file.with_name(f"{file.name}.partial")
-    partial.write_bytes(data)
-    os.replace(partial, file)
+    with replacing(file) as unfinished:
+        unfinished.write_bytes(data)

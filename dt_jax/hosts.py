@@ -191,31 +191,31 @@ def share(value):
 
 
 class Vote:
-    """The largest of the numbers that the processes cast, without waiting for them.
+    """Whether a process has caught a signal: all find out in the same call.
 
-    Of several processes, a vote's outcome is that of the one before, which has been
-    counted on the devices while they worked: all see the same.
+    The outcome is that of the vote before, which the devices have counted behind the
+    call before: nothing waits for it. One process alone knows at once.
     """
 
     def __init__(self):
-        if jax.process_count() == 1:
-            return
         mesh = Mesh(np.array(jax.devices()), ("devices",))
         self._ballots = NamedSharding(mesh, PartitionSpec("devices"))
         outcome = NamedSharding(mesh, PartitionSpec())
         self._count = jax.jit(lambda ballots_G: ballots_G.max(), out_shardings=outcome)
         self._running = 0
 
-    def __call__(self, number: int) -> int:
+    def __call__(self, caught: list[int]) -> bool:
+        """`caught`: the signals of this process; gets the one caught elsewhere."""
         if jax.process_count() == 1:
-            return number
-        before = self._running
-        ballots = np.full(jax.local_device_count(), number, np.int32)
-        self._running = self._count(
-            jax.make_array_from_process_local_data(self._ballots, ballots)
-        )
+            return bool(caught)
+        mine = np.full(jax.local_device_count(), caught[0] if caught else 0, np.int32)
         with alive():
-            return int(before)
+            outcome = int(self._running)
+            ballots_G = jax.make_array_from_process_local_data(self._ballots, mine)
+            self._running = self._count(ballots_G)
+        if outcome and not caught:
+            caught.append(outcome)
+        return bool(outcome)
 
 
 @contextmanager
@@ -244,6 +244,12 @@ def heartbeat(seconds: int, reached: Callable[[], int]):
     finally:
         ended.set()
         thread.join()
+
+
+def say(text: str) -> None:
+    """Print in the first process alone."""
+    if jax.process_index() == 0:
+        print(text, flush=True)
 
 
 def part() -> bool:

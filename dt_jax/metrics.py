@@ -20,6 +20,8 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 from tqdm import tqdm
 
+from dt_jax.files import replacing
+
 FLUSH_SECONDS = 10.0  # TensorBoard's file is flushed to the disk, which takes its time
 
 
@@ -160,9 +162,8 @@ class MetricWriter:
             self._wandb = wandb.init(id=run, resume="allow", dir=str(workdir))
         path = workdir / "metrics.jsonl"
         kept = [record for record in read_metrics(path) if record["step"] <= step]
-        scratch = path.with_suffix(".partial")
-        scratch.write_text("".join(map(_line, kept)))
-        os.replace(scratch, path)
+        with replacing(path) as unfinished:
+            unfinished.write_text("".join(map(_line, kept)))
         self._file = path.open("a", encoding="utf-8")
         # Not its SummaryWriter: that writes in a thread, which dies of a full disk, and
         # then the run waits for it forever.

@@ -11,6 +11,7 @@ from html import escape
 from pathlib import Path
 
 from dt_jax.evaluation import evaluation_tables
+from dt_jax.files import replacing
 from dt_jax.metrics import read_metrics
 
 PICTURES = {
@@ -98,7 +99,8 @@ def write_page(workdir: str | os.PathLike) -> Path:
     ]
     path = workdir / "report" / "index.html"
     path.parent.mkdir(exist_ok=True)
-    path.write_text("\n".join(lines) + "\n", "utf-8")
+    with replacing(path) as unfinished:
+        unfinished.write_text("\n".join(lines) + "\n", "utf-8")
     return path
 
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from dt_jax.backtest import Curves, drawdown
 from dt_jax.evaluation import Actor
+from dt_jax.files import replacing
 
 BLUE, ORANGES, GREYS = "#0072b2", ("#d55e00", "#e69f00"), ("0.0", "0.6")
 
@@ -112,4 +113,5 @@ def _axes(xlabel, ylabel):
 
 def _save(path, figure):
     figure.legend(loc="outside upper left", ncols=4, frameon=False)
-    figure.savefig(path, dpi=120)
+    with replacing(path) as unfinished:
+        figure.savefig(unfinished, dpi=120, format="png")

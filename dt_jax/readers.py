@@ -15,6 +15,7 @@ import datasets
 import numpy as np
 import pyarrow as pa
 
+from dt_jax.files import scratch
 from dt_jax.trajectories import STD_EPSILON, Trajectories, check_lengths
 
 STRUCT = "train"  # the notebook keeps a trajectory in one struct column of this name
@@ -65,27 +66,27 @@ def save_trajectories(path: str | os.PathLike, episodes: Iterable[Mapping]) -> N
     path = Path(path)
     if path.exists():
         raise ValueError(f"{path} exists already; choose a folder that does not")
-    scratch = path.with_name(f".{path.name}.partial")
-    shutil.rmtree(scratch, ignore_errors=True)
-    scratch.mkdir(parents=True)
+    folder = path.with_name(f".{path.name}.partial")
+    shutil.rmtree(folder, ignore_errors=True)  # of a process that was killed
+    folder.mkdir(parents=True)
     bars = datasets.are_progress_bars_disabled()
     datasets.disable_progress_bars()
     try:
-        mean, std = _stream(scratch / "rows.arrow", episodes)
-        dataset = datasets.Dataset.from_file(str(scratch / "rows.arrow"))
-        if len(dataset) >= len(mean):
-            padding = (0, len(dataset) - len(mean))
-            columns = [np.pad(column, padding) for column in (mean, std)]
-            statistics = pa.table(columns, names=list(STATISTICS))
-            dataset = datasets.concatenate_datasets(
-                [dataset, datasets.Dataset(statistics)], axis=1
-            )
-        dataset.save_to_disk(scratch / "dataset")
-        os.replace(scratch / "dataset", path)
+        with scratch(folder):
+            mean, std = _stream(folder / "rows.arrow", episodes)
+            dataset = datasets.Dataset.from_file(str(folder / "rows.arrow"))
+            if len(dataset) >= len(mean):
+                padding = (0, len(dataset) - len(mean))
+                columns = [np.pad(column, padding) for column in (mean, std)]
+                statistics = pa.table(columns, names=list(STATISTICS))
+                dataset = datasets.concatenate_datasets(
+                    [dataset, datasets.Dataset(statistics)], axis=1
+                )
+            dataset.save_to_disk(folder / "dataset")
+            os.replace(folder / "dataset", path)
     finally:
         if not bars:
             datasets.enable_progress_bars()
-        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _open(path):

@@ -9,6 +9,7 @@ import os
 
 import numpy as np
 
+from dt_jax.files import replacing
 from dt_jax.segments import SegmentSampler
 from dt_jax.trajectories import Trajectories
 
@@ -286,7 +287,8 @@ def draw_loss(path: str | os.PathLike, records: list[dict]) -> None:
     rate_axes.set_ylabel("learning rate")
     rate_axes.set_ylim(bottom=0)
     figure.legend(loc="outside upper right", ncols=2, frameon=False)
-    figure.savefig(path, dpi=120)
+    with replacing(path) as unfinished:
+        figure.savefig(unfinished, dpi=120, format="png")
 
 
 def draw_held_out(path: str | os.PathLike, errors: dict) -> None:
@@ -305,7 +307,8 @@ def draw_held_out(path: str | os.PathLike, errors: dict) -> None:
         axes.axhline(references[name], color=f"tab:{color}", ls="--", label=label)
     axes.grid(alpha=0.3, which="both")
     figure.legend(loc="outside upper right", ncols=3, frameon=False)
-    figure.savefig(path, dpi=120)
+    with replacing(path) as unfinished:
+        figure.savefig(unfinished, dpi=120, format="png")
 
 
 def _returns_to_go(sampler):

@@ -126,7 +126,6 @@ def roll_out(
     seeds_E: Sequence[int],
     *,
     desc: str | None = None,
-    poll: Callable[[], None] | None = None,
     record: Callable[[tuple[np.ndarray, ...]], None] | None = None,
 ) -> Rollout:
     """An episode of each of the E environments, in step: each act is for all of them.
@@ -137,7 +136,6 @@ def roll_out(
     Args:
       seeds_E: what each environment is reset with.
       desc: of the progress bar; None: there is none.
-      poll: is called before each step, and may raise.
       record: is called after each step with (states_ExS, actions_ExA, rewards_E), the
         observations acted upon; rows of ended episodes mean nothing.
 
@@ -157,8 +155,6 @@ def roll_out(
     act = actor(num_episodes)
     with _bar(desc=desc, unit="step", disable=desc is None) as bar:
         while live_E.any():
-            if poll is not None:
-                poll()
             actions_ExA = np.asarray(act(states_ExS, rewards_E))
             actions_ExA = _fit(actions_ExA, environments[0].action_space, live_E)
             before_ExS, states_ExS = states_ExS, states_ExS.copy()
@@ -198,7 +194,6 @@ def roll_out_targets(
     targets: Sequence[float],
     seeds: Sequence[int],
     desc: str | None = None,
-    poll: Callable[[], None] | None = None,
 ) -> list[Rollout]:
     """A `Rollout` for each target return, all of them with the same seeds.
 
@@ -212,7 +207,7 @@ def roll_out_targets(
         return policy.act
 
     all_seeds = np.tile(seeds, len(targets))
-    whole = roll_out(environments, begin, all_seeds, desc=desc, poll=poll)
+    whole = roll_out(environments, begin, all_seeds, desc=desc)
     parts = [
         slice(first, first + len(seeds))
         for first in range(0, len(all_seeds), len(seeds))
@@ -234,7 +229,6 @@ def collect(
     *,
     num_episodes: int,
     seed: int,
-    poll: Callable[[], None] | None = None,
 ) -> None:
     """Write an actor's episodes as a dataset in the notebook's layout, all or nothing.
 
@@ -245,18 +239,18 @@ def collect(
       ValueError: `path` exists, or the environments or the actor do not fit.
     """
     check_spaces(environments[0])
-    episodes = _episodes(environments, actor, num_episodes, seed, poll)
+    episodes = _episodes(environments, actor, num_episodes, seed)
     save_trajectories(
         path, _bar(episodes, total=num_episodes, desc="collecting", unit="episode")
     )
 
 
-def _episodes(environments, actor, num_episodes, seed, poll):
+def _episodes(environments, actor, num_episodes, seed):
     for first in range(seed, seed + num_episodes, len(environments)):
         seeds_E = range(first, min(first + len(environments), seed + num_episodes))
         steps = []
         rollout = roll_out(
-            environments[: len(seeds_E)], actor, seeds_E, poll=poll, record=steps.append
+            environments[: len(seeds_E)], actor, seeds_E, record=steps.append
         )
         columns = [
             np.stack(column, axis=1, dtype=np.float32, casting="same_kind")

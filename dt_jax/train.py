@@ -9,7 +9,6 @@ import fcntl
 import json
 import math
 import os
-import signal
 import socket
 import sys
 from contextlib import ExitStack, closing, contextmanager, nullcontext
@@ -27,8 +26,10 @@ from dt_jax.checkpoint import Checkpoints, load_trained, unflatten
 from dt_jax.evaluate import check_evaluation, collect, environment_of, evaluate
 from dt_jax.evaluation import describe_evaluation
 from dt_jax.feed import Feed, choose_placement, memory_plan
+from dt_jax.files import replacing, scratch
 from dt_jax.held_out import HeldOut
 from dt_jax.hf_weights import export_hf
+from dt_jax.interruption import postponed
 from dt_jax.metrics import Meter, MetricWriter, read_metrics
 from dt_jax.model import DecisionTransformer, init_params, model_fields
 from dt_jax.optimizer import make_optimizer, make_schedule
@@ -112,7 +113,8 @@ def export(config: ConfigDict, workdir: Path) -> None:
     path = workdir / "report" / "evaluation.json"
     found = describe_evaluation(json.loads(path.read_text())) if path.is_file() else ""
     card = report.model_card(*facts, records, trained.fields, found)
-    (workdir / "hf" / "README.md").write_text(card)
+    with replacing(workdir / "hf" / "README.md") as unfinished:
+        unfinished.write_text(card)
     print(f"{workdir / 'hf'}: DecisionTransformerModel.from_pretrained opens it")
 
 
@@ -125,13 +127,14 @@ def train(config: ConfigDict, workdir: Path) -> None:
       OSError: something could not be read or written (a full disk, say); the last good
         checkpoint is kept.
       SystemExit: 3 after `train.max_bad_updates` in a row whose loss or gradient was
-        not finite, said in one line; 128 + the signal's number after SIGTERM or SIGINT,
-        the state saved.
+        not finite, said in one line; 128 + the signal's number after SIGTERM or SIGINT
+        during updates, the state saved.
     """
     try:
         _train(config, workdir)
     except FloatingPointError as error:
-        print("error:", error, file=sys.stderr)
+        if str(error):
+            print("error:", error, file=sys.stderr)
         raise SystemExit(3) from None
     except OSError as error:
         if error.errno is None or error.filename:
@@ -290,17 +293,19 @@ def _loop(run, feed, state, meter, checkpoints):
         seed=config.seed,
         fetch=feed.fetch,
     )
-    held_out = run.held_out and HeldOut(run.held_out, run.model, feed)
-    writer = MetricWriter(
-        workdir, step=meter.step, total_steps=run.total_steps, wandb=config.log.wandb
-    )
+    held_out = writer = None
+    if first := checkpoints is not None:
+        held_out = run.held_out and HeldOut(run.held_out, run.model, feed)
+        total, wandb = run.total_steps, config.log.wandb
+        writer = MetricWriter(workdir, step=meter.step, total_steps=total, wandb=wandb)
 
     def look(metrics, validation_loss):
         if metrics is None:
             return
-        losses, grad_norms = jax.device_get(metrics)
+        with hosts.alive():
+            losses, grad_norms = jax.device_get(metrics)
         bad = np.flatnonzero(~(np.isfinite(losses) & np.isfinite(grad_norms)))
-        if len(bad):
+        if first and len(bad):
             logging.warning(
                 "%d of the updates %d to %d skipped: loss %s, gradient norm %s at %d",
                 len(bad),
@@ -313,48 +318,53 @@ def _loop(run, feed, state, meter, checkpoints):
         for record in meter.update(losses, grad_norms):
             if validation_loss is not None:
                 record["validation_loss"] = float(validation_loss)
-            writer.write(record)
-        writer.progress(meter.step)
+            if first:
+                writer.write(record)
+        if first:
+            writer.progress(meter.step)
         if meter.bad_in_a_row >= config.train.max_bad_updates:
-            raise FloatingPointError(_explain(run, meter, state))
+            explanation = _explain(run, meter, state) if hosts.part() else ""
+            raise FloatingPointError(explanation)
 
-    items = feed.items(run.calls(meter.step))
-    with _signals() as caught:
-        with closing(writer), closing(items):
+    items, vote = feed.items(run.calls(meter.step)), hosts.Vote()
+    beat = hosts.heartbeat(config.hosts.heartbeat_seconds, lambda: meter.step)
+    with postponed() as caught:
+        with closing(writer) if first else nullcontext(), closing(items), beat:
             running = None, None
             for item in items:
-                state, metrics = call(state, feed.store, item)
+                with hosts.alive():
+                    state, metrics = call(state, feed.store, item)
                 look(*running)
+                stop = vote(caught)
                 reached = meter.step + len(metrics.loss)
                 validated = held_out and run.logs_at(reached)
                 running = metrics, held_out.loss(state.params) if validated else None
-                if not (caught or run.saves_at(reached)):
+                if not (stop or run.saves_at(reached)):
                     continue
                 look(*running)
                 running = None, None
-                if meter.bad_in_a_row and not caught and reached < run.total_steps:
+                if meter.bad_in_a_row and not stop and reached < run.total_steps:
                     # A run about to stop must not push out its good checkpoints.
                     continue
-                checkpoints.save(
-                    reached,
-                    {"state": state},
-                    {
-                        "config": config.to_dict(),
-                        "model": model_fields(run.model),
-                        "normalization": _normalization(run),
-                        "fingerprint": run.trajectories.fingerprint(),
-                        "meter": meter.state(),
-                    },
-                )
-                if caught:
-                    raise SystemExit(128 + caught[0])
-        checkpoints.wait()
-
-        def poll():
-            if caught:
-                raise SystemExit(128 + caught[0])
-
-        _conclude(run, meter, state, held_out, poll)
+                if first:
+                    checkpoints.save(
+                        reached,
+                        {"state": state},
+                        {
+                            "config": config.to_dict(),
+                            "model": model_fields(run.model),
+                            "normalization": _normalization(run),
+                            "fingerprint": run.trajectories.fingerprint(),
+                            "meter": meter.state(),
+                        },
+                    )
+                if stop:
+                    break
+        if first:
+            checkpoints.wait()
+        hosts.part()
+    if first:
+        _conclude(run, meter, state, held_out)
 
 
 def _explain(run, meter, state) -> str:
@@ -444,11 +454,11 @@ def _check_same_run(run, record) -> None:
         )
 
 
-def _conclude(run, meter, state, held_out, poll) -> None:
+def _conclude(run, meter, state, held_out) -> None:
     """Leave the summary, the pictures and the page; say where everything lies."""
-    if jax.process_index():
-        return
     workdir = run.workdir
+    # Of a shorter run: what is written last tells that all is.
+    (workdir / "report" / "index.html").unlink(missing_ok=True)
     records = read_metrics(workdir / "metrics.jsonl")
     num_parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     summary = {**meter.summary(), "num_parameters": num_parameters}
@@ -460,14 +470,14 @@ def _conclude(run, meter, state, held_out, poll) -> None:
         report.draw_held_out(workdir / "report" / "held_out.png", errors)
     _write_json(workdir / "summary.json", summary)
     if environment_of(run.config):
-        evaluate(run.config, workdir, poll)
+        evaluate(run.config, workdir)
     else:
         write_page(workdir)
     print(report.describe_run(workdir, summary, records[-1]["loss"], errors))
 
 
 def _is_concluded(run) -> bool:
-    """False when a kill came between the last save and the page."""
+    """False when the end came between the last save and the page, the last file."""
     path = run.workdir / "summary.json"
     summary = json.loads(path.read_text()) if path.is_file() else {"global_step": 0}
     page = run.workdir / "report" / "index.html"
@@ -535,29 +545,8 @@ def _alone(workdir: Path):
             raise ValueError(f"{workdir} was in use a moment ago; try again")
         file.truncate(0)
         print(os.getpid(), "on", socket.gethostname(), end="", file=file, flush=True)
-        try:
+        with scratch(path):
             yield
-        finally:
-            path.unlink()
-
-
-@contextmanager
-def _signals():
-    """Collect SIGTERM and SIGINT instead of dying; a second one ends at once."""
-    caught = []
-
-    def note(number, _):
-        if caught:
-            os._exit(128 + number)
-        caught.append(number)
-        logging.warning("signal %d: saving after this call", number)
-
-    before = {s: signal.signal(s, note) for s in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield caught
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _flat(tree: dict, prefix: str = "") -> dict:
@@ -572,6 +561,5 @@ def _flat(tree: dict, prefix: str = "") -> dict:
 
 def _write_json(path: Path, value) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_suffix(".partial")
-    scratch.write_text(json.dumps(value, indent=2) + "\n")
-    os.replace(scratch, path)
+    with replacing(path) as unfinished:
+        unfinished.write_text(json.dumps(value, indent=2) + "\n")

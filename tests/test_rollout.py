@@ -175,19 +175,6 @@ def test_every_target_meets_the_same_seeds():
         assert part.info["name"][0].tolist() == ["seed 10", "seed 11", "seed 12"]
 
 
-def test_poll_is_asked_before_every_step_and_may_stop():
-    asked, environments = [], stairs(2)
-
-    def poll():
-        asked.append(len(environments[0].seen))
-        if len(asked) == 2:
-            raise SystemExit(143)
-
-    with pytest.raises(SystemExit):
-        roll_out(environments, constant(0.0), [2, 2], poll=poll)
-    assert asked == [0, 1]
-
-
 @pytest.mark.parametrize(
     ("actions", "message"),
     [
@@ -321,20 +308,19 @@ def test_collected_data_is_what_happened(tmp_path, count):
 
 
 def test_a_collection_is_all_or_nothing(tmp_path):
-    def stop():
-        if len(environments[0].seen) == 4:
-            raise KeyboardInterrupt
+    def actor(num_episodes):
+        act = constant(1.0)(num_episodes)
+
+        def stop(*given):
+            if len(environments[0].seen) == 4:
+                raise KeyboardInterrupt
+            return act(*given)
+
+        return stop
 
     environments = stairs(1)
     with pytest.raises(KeyboardInterrupt):
-        collect(
-            tmp_path / "data",
-            environments,
-            constant(1.0),
-            num_episodes=9,
-            seed=0,
-            poll=stop,
-        )
+        collect(tmp_path / "data", environments, actor, num_episodes=9, seed=0)
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(ValueError, match="exists already"):
         collect(tmp_path, environments, constant(1.0), num_episodes=9, seed=0)
