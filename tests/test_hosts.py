@@ -1,0 +1,212 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Any number of devices and processes train alike, and what ends one ends all."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from dt_jax import hosts
+from dt_jax.metrics import read_metrics
+from dt_jax.readers import load_trajectories
+from dt_jax.segments import SegmentSampler
+from tests.test_train import arrays_of, make_dataset
+
+ROOT = Path(__file__).parent.parent
+UPDATES = 200
+BATCH = 8
+RECIPE = {
+    "data.context_length": 4,
+    "data.max_ep_len": 12,
+    "data.return_scale": 10.0,
+    "model.max_ep_len": 12,
+    "model.hidden_size": 16,
+    "model.n_layer": 1,
+    "model.resid_pdrop": 0.0,
+    "model.embd_pdrop": 0.0,
+    "model.attn_pdrop": 0.0,
+    "train.batch_size": BATCH,
+    "train.max_steps": UPDATES,
+    "train.logging_steps": 1,
+    "train.save_steps": 40,
+    "hosts.initialization_timeout": 120,
+    "hosts.heartbeat_seconds": 1,
+}
+LIMIT = 300  # seconds: a hang fails the test
+# main.py, but the segments that are gathered are noted, and at one call something else
+# is done.
+NOTING = """
+import atexit, os, runpy, signal, sys
+import numpy as np
+from dt_jax import hosts
+from dt_jax.segments import SegmentSampler
+path, call, disturb = sys.argv.pop(1), int(sys.argv.pop(1)), sys.argv.pop(1)
+gathered, calls = [], []
+def gather(self, *draw, gather=SegmentSampler.gather):
+    gathered.append(np.stack(draw))
+    return gather(self, *draw)
+def vote(self, caught, vote=hosts.Vote.__call__):
+    calls.append(1)
+    if len(calls) == call:
+        exec(disturb)
+    return vote(self, caught)
+SegmentSampler.gather, hosts.Vote.__call__ = gather, vote
+atexit.register(lambda: np.save(path, np.stack(gathered)))
+runpy.run_path("main.py", run_name="__main__")
+"""
+KILL, TERMINATE = (f"os.kill(os.getpid(), {number})" for number in (9, 15))
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    return make_dataset(tmp_path_factory.mktemp("data") / "dataset", seed=0)
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory):
+    """Of each process: what one has compiled the others need not."""
+    return os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+        "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("compiled")),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    }
+
+
+def free_port():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def run_all(environment, commands, num_devices=1):
+    """Every command in a process of its own, all of one run; their ends."""
+    joined = {
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={num_devices}",
+        "JAX_CPU_ENABLE_ASYNC_DISPATCH": str(int(num_devices == 1)),
+    }
+    if len(commands) > 1:
+        joined["JAX_COORDINATOR_ADDRESS"] = f"127.0.0.1:{free_port()}"
+        joined["JAX_NUM_PROCESSES"] = str(len(commands))
+    processes = [
+        subprocess.Popen(
+            [sys.executable, *map(str, command)],
+            cwd=ROOT,
+            env=environment | joined | {"JAX_PROCESS_ID": str(process)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for process, command in enumerate(commands)
+    ]
+    try:
+        outputs = [process.communicate(timeout=LIMIT) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    return [
+        subprocess.CompletedProcess(process.args, process.returncode, *output)
+        for process, output in zip(processes, outputs, strict=True)
+    ]
+
+
+def command(dataset, workdir, note, call=0, disturb="", **changes):
+    settings = {"data.path": dataset} | RECIPE | changes
+    flags = (f"--config.{key}={value}" for key, value in settings.items())
+    flags = ("--config=configs/base.py", f"--workdir={workdir}", *flags)
+    return "-c", NOTING, note, call, disturb, *flags
+
+
+class Run:
+    """A run of 200 updates: its records, its weights, what each process gathered."""
+
+    def __init__(self, environment, dataset, folder, num_processes, num_devices):
+        self.workdir = folder / "run"
+        notes = [folder / f"{process}.npy" for process in range(num_processes)]
+        commands = [command(dataset, self.workdir, note) for note in notes]
+        for ended in run_all(environment, commands, num_devices):
+            assert ended.returncode == 0, ended.stderr
+        self.losses = [r["loss"] for r in read_metrics(self.workdir / "metrics.jsonl")]
+        self.gathered = [np.load(note) for note in notes]
+
+
+@pytest.fixture(scope="module")
+def runs(environment, dataset, tmp_path_factory):
+    shapes = [(1, 1), (1, 2), (1, 4), (1, 8), (2, 1)]
+    folder = tmp_path_factory.mktemp
+    return {s: Run(environment, dataset, folder("run"), *s) for s in shapes}
+
+
+def test_any_number_of_devices_and_processes_train_alike(runs):
+    alone = runs[1, 1].losses
+    assert len(alone) == UPDATES
+    for shape, run in runs.items():
+        np.testing.assert_allclose(run.losses, alone, rtol=1e-5, err_msg=str(shape))
+    assert runs[1, 8].losses != alone  # else eight devices were one
+
+
+def test_all_consume_the_same_batches_and_each_process_its_own_rows(runs, dataset):
+    sampler = SegmentSampler(
+        load_trajectories(dataset),
+        batch_size=BATCH,
+        context_length=4,
+        max_ep_len=12,
+        return_scale=10.0,
+        weighting="length",
+        seed=0,
+    )
+    expected_Ux2xB = np.stack([np.stack(sampler.draw(u)) for u in range(UPDATES)])
+    for (num_processes, num_devices), run in runs.items():
+        share = BATCH // num_processes
+        for process, gathered in enumerate(run.gathered):
+            # Of a call: devices, then updates, then the device's own segments.
+            parts = gathered.reshape(-1, 2, num_devices, 10, share // num_devices)
+            found_Ux2xB = np.moveaxis(parts, 3, 1).reshape(UPDATES, 2, share)
+            mine = slice(process * share, (process + 1) * share)
+            np.testing.assert_array_equal(found_Ux2xB, expected_Ux2xB[..., mine])
+
+
+def test_stopped_and_killed_in_any_process_a_run_ends_like_one_that_was_not(
+    environment, dataset, runs, tmp_path
+):
+    workdir = tmp_path / "disturbed"
+
+    def run(*disturbances):
+        note = tmp_path / "note.npy"
+        commands = [command(dataset, workdir, note, *what) for what in disturbances]
+        return run_all(environment, commands)
+
+    first, second = run((), (5, TERMINATE))
+    assert (first.returncode, second.returncode) == (143, 143), first.stderr
+    stopped, _ = arrays_of(workdir)
+    assert 50 < stopped < 80  # within a few calls, and both at the same
+
+    first, second = run((), (9, KILL))
+    assert (first.returncode, second.returncode) == (hosts.LOST, -signal.SIGKILL)
+    assert f"going on from update {stopped}" in first.stdout
+    told = [line for line in first.stderr.splitlines() if line.startswith("error: ")]
+    assert len(told) == 1
+    assert "process 0 has lost another one" in told[0]
+    assert "Traceback" not in first.stderr
+
+    first, second = run((8, KILL), ())
+    assert first.returncode == -signal.SIGKILL
+    # JAX may be faster to end it than we are: its coordinator is gone.
+    assert second.returncode in (hosts.LOST, -signal.SIGABRT)
+    assert "Traceback" not in second.stderr
+
+    first, second = run((), ())
+    assert (first.returncode, second.returncode) == (0, 0), first.stderr
+    beats = re.findall("process ([01]) of 2 on .*: alive", first.stderr + second.stderr)
+    assert set(beats) <= {"0", "1"}
+    assert arrays_of(workdir) == arrays_of(runs[2, 1].workdir)
+    losses = [r["loss"] for r in read_metrics(workdir / "metrics.jsonl")]
+    assert losses == runs[2, 1].losses
