@@ -198,6 +198,9 @@ class _Run:
                 raise ValueError(
                     f"train.{key}={config.train[key]}: expected at least 1"
                 )
+        seconds = config.hosts.heartbeat_seconds
+        if seconds < 1:
+            raise ValueError(f"hosts.heartbeat_seconds={seconds}: expected at least 1")
         if config.log.wandb and not find_spec("wandb"):
             raise ValueError("log.wandb=True needs the package: pip install wandb")
         self.trajectories = load_trajectories(

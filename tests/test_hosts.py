@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Any number of devices and processes train alike, and what ends one ends all."""
 
+import ast
 import os
 import re
 import signal
@@ -210,3 +211,174 @@ def test_stopped_and_killed_in_any_process_a_run_ends_like_one_that_was_not(
     assert arrays_of(workdir) == arrays_of(runs[2, 1].workdir)
     losses = [r["loss"] for r in read_metrics(workdir / "metrics.jsonl")]
     assert losses == runs[2, 1].losses
+
+
+def test_processes_given_different_values_are_all_refused(
+    environment, dataset, tmp_path
+):
+    rates = (1e-4, 2e-4)
+    commands = [
+        command(dataset, tmp_path / "run", tmp_path / "note.npy") for _ in rates
+    ]
+    flag = "--config.optimizer.learning_rate"
+    commands = [
+        (*line, f"{flag}={rate}") for line, rate in zip(commands, rates, strict=True)
+    ]
+    told = "optimizer.learning_rate=0.0002 here, but 0.0001 in process 0"
+    for ended in run_all(environment, commands):
+        assert ended.returncode == 2
+        (line,) = (x for x in ended.stderr.splitlines() if x.startswith("error: "))
+        assert told in line
+    assert not (tmp_path / "run").exists()
+
+
+MEETING = """
+import sys
+from pathlib import Path
+import jax
+from dt_jax import hosts
+hosts.join(cluster="auto", initialization_timeout=120, heartbeat_timeout_seconds=60)
+me, file = jax.process_index(), Path(sys.argv[1])
+def make():
+    if me == 0:
+        file.touch()
+    return file.exists()
+def refuse(who):
+    try:
+        with hosts.together():
+            if me in who:
+                raise FileNotFoundError(f"no data for {me}")
+    except (ValueError, OSError) as error:
+        return str(error)
+vote, caught = hosts.Vote(), [15] * me
+hosts.say("said")
+found = {
+    "share": hosts.share(("large", me, "x" * 9 * (1 - me))),
+    "in_turn": hosts.in_turn(make),
+    "together": [refuse(()), refuse((1,)), refuse((0, 1))],
+    "vote": [vote(caught) for _ in range(3)],
+    "caught": caught,
+    "alone": hosts.part(),
+}
+print(found)
+"""
+
+
+def test_what_processes_tell_each_other(environment, tmp_path):
+    ends = run_all(environment, 2 * [("-c", MEETING, tmp_path / "file")])
+    outputs = [ended.stdout.splitlines() for ended in ends]
+    assert ["said" in output for output in outputs] == [True, False]
+    for me, ended in enumerate(ends):
+        assert ended.returncode == 0, ended.stderr
+        refused = "no data for 1" if me else "process 1: no data for 1"
+        assert ast.literal_eval(outputs[me][-1]) == {
+            "share": ("large", 0, "x" * 9),
+            "in_turn": True,
+            "together": [None, refused, f"no data for {me}"],
+            "vote": [False, True, True],
+            "caught": [15],
+            "alone": me == 0,
+        }
+
+
+def test_a_process_left_alone_ends_in_time_and_in_one_line(environment):
+    join = """
+from dt_jax import hosts
+hosts.join(cluster="auto", initialization_timeout=1, heartbeat_timeout_seconds=60)
+"""
+    environment |= {
+        "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_port()}",
+        "JAX_NUM_PROCESSES": "2",
+        "JAX_PROCESS_ID": "0",
+    }
+    ended = subprocess.run(
+        [sys.executable, "-c", join],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=LIMIT,
+    )
+    assert ended.returncode == hosts.LOST
+    assert ended.stderr.startswith("error: hosts.initialization_timeout: after 1 s")
+    assert ended.stderr.count("\n") == 1
+
+
+VARIABLES = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
+
+
+@pytest.fixture
+def join(monkeypatch):
+    """hosts.join in this environment; the arguments that JAX gets, None if not asked.
+
+    JAX answers as it does where it finds no cluster.
+    """
+    asked = []
+
+    def initialize(address, **arguments):
+        asked.append({"coordinator_address": address, **arguments})
+        if address is None:
+            raise ValueError("coordinator_address should be defined.")
+        if arguments["num_processes"] is None:
+            raise ValueError("Number of processes must be defined.")
+
+    monkeypatch.setattr(jax.distributed, "initialize", initialize)
+
+    def run(cluster="auto", timeout=300, heartbeat=60, **environment):
+        for name in VARIABLES:
+            monkeypatch.delenv(name, raising=False)
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        hosts.join(
+            cluster=cluster,
+            initialization_timeout=timeout,
+            heartbeat_timeout_seconds=heartbeat,
+        )
+        return asked[-1] if asked else None
+
+    return run
+
+
+def test_without_a_cluster_a_process_is_alone(join):
+    assert join(cluster="none", JAX_COORDINATOR_ADDRESS="a:1") is None
+    assert join()["cluster_detection_method"] is None
+
+
+def test_jax_gets_what_the_environment_and_the_config_say(join):
+    given = dict(zip(VARIABLES, ("a:1", "4", "3"), strict=True))
+    told = join(cluster="slurm", timeout=5, heartbeat=7, **given)
+    assert told["initialization_timeout"] > 5  # ours is the first to end
+    del told["initialization_timeout"]
+    assert told == {
+        "coordinator_address": "a:1",
+        "num_processes": 4,
+        "process_id": 3,
+        "cluster_detection_method": "slurm",
+        "heartbeat_timeout_seconds": 7,
+    }
+
+
+@pytest.mark.parametrize(
+    ("given", "names"),
+    [
+        ({"JAX_NUM_PROCESSES": "two"}, "JAX_NUM_PROCESSES='two'"),
+        ({"JAX_COORDINATOR_ADDRESS": "a:1"}, "Number of processes .*cluster=none"),
+        ({"cluster": "moon"}, "hosts.cluster=moon: .*cluster=none"),
+        ({"timeout": 0}, "hosts.initialization_timeout=0: expected at least 1"),
+        ({"heartbeat": 0}, "hosts.heartbeat_timeout_seconds=0: expected at least 1"),
+    ],
+)
+def test_a_cluster_told_wrongly_is_refused(join, given, names):
+    with pytest.raises(ValueError, match=names):
+        join(**given)
+
+
+def test_alone_nothing_is_waited_for(capfd):
+    with hosts.heartbeat(0, lambda: 0), hosts.fate(), hosts.alive():
+        assert hosts.share([1]) == [1]
+    vote = hosts.Vote()
+    assert [vote([]), vote([15])] == [False, True]
+    with pytest.raises(OSError, match="gone"), hosts.together():
+        raise OSError("gone")
+    assert hosts.part()
+    assert capfd.readouterr().err == ""
