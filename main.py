@@ -44,10 +44,13 @@ def main(argv: list[str]) -> int:
 
     keep_compiled()
     # To import JAX takes a second: a mistyped flag is told before.
-    from dt_jax import train
+    from dt_jax import hosts, train
 
     try:
-        getattr(train, MODE.value)(CONFIG.value, workdir)
+        train.join(CONFIG.value)
+        with hosts.fate():
+            if MODE.value == "train" or hosts.part():
+                getattr(train, MODE.value)(CONFIG.value, workdir)
     except (ValueError, OSError) as error:
         return _refuse(error)
     return 0

@@ -118,6 +118,18 @@ def get_config() -> ConfigDict:
     collect.actor = ""
     collect.episodes = 1000
 
+    # A run of several processes, on one host or many: see the README.
+    config.hosts = hosts = ConfigDict()
+    # 'auto': what JAX finds (Slurm, Open MPI, Kubernetes, Cloud TPU); 'none': this
+    # process alone; or one by JAX's name of it, such as 'mpi4py'.
+    hosts.cluster = "auto"
+    # Seconds after which a process ends if not all of them have met.
+    hosts.initialization_timeout = 300
+    # When one has been silent for so many seconds, the others end.
+    hosts.heartbeat_timeout_seconds = 60
+    # Seconds between two lines of a process that say it is alive.
+    hosts.heartbeat_seconds = 60
+
     config.log = log = ConfigDict()
     # Also send the metrics to Weights & Biases (pip install wandb).
     log.wandb = False

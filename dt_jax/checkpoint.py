@@ -90,15 +90,21 @@ class Checkpoints:
         """Keep the newest `save_total_limit` steps; None: only read what is there."""
         self._folder = Path(folder).resolve()  # orbax wants it absolute
         read_only = save_total_limit is None
+        if not read_only:
+            self._folder.mkdir(parents=True, exist_ok=True)
+        mine = jax.process_index()  # of many processes, each has its own manager
         self._manager = ocp.CheckpointManager(
             self._folder,
             options=ocp.CheckpointManagerOptions(
                 max_to_keep=save_total_limit,
                 enable_async_checkpointing=not read_only,
                 cleanup_tmp_directories=not read_only,
-                create=not read_only,
+                create=False,
                 # Else it looks into steps that a run may be deleting at that moment.
                 lightweight_initialize=read_only,
+                multiprocessing_options=ocp.options.MultiprocessingOptions(
+                    primary_host=mine, active_processes={mine}
+                ),
             ),
             item_names=("state", "record"),
         )

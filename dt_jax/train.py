@@ -11,7 +11,7 @@ import math
 import os
 import socket
 import sys
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -21,7 +21,7 @@ import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
 
-from dt_jax import report, trading
+from dt_jax import hosts, report, trading
 from dt_jax.checkpoint import Checkpoints, load_trained, unflatten
 from dt_jax.evaluate import check_evaluation, collect, environment_of, evaluate
 from dt_jax.evaluation import describe_evaluation
@@ -76,8 +76,21 @@ FREE_KEYS = {
     "train.logging_steps",
     "train.save_steps",
     "train.save_total_limit",
+    "hosts.cluster",
+    "hosts.initialization_timeout",
+    "hosts.heartbeat_timeout_seconds",
+    "hosts.heartbeat_seconds",
     "log.wandb",
 }
+
+
+def join(config: ConfigDict) -> None:
+    """Before all else: meet the other processes, if the cluster has started several."""
+    hosts.join(
+        cluster=config.hosts.cluster,
+        initialization_timeout=config.hosts.initialization_timeout,
+        heartbeat_timeout_seconds=config.hosts.heartbeat_timeout_seconds,
+    )
 
 
 def inspect(config: ConfigDict, workdir: Path) -> None:
@@ -120,7 +133,8 @@ def train(config: ConfigDict, workdir: Path) -> None:
     try:
         _train(config, workdir)
     except FloatingPointError as error:
-        print("error:", error, file=sys.stderr)
+        if str(error):
+            print("error:", error, file=sys.stderr)
         raise SystemExit(3) from None
     except OSError as error:
         if error.errno is None or error.filename:
@@ -129,28 +143,39 @@ def train(config: ConfigDict, workdir: Path) -> None:
 
 
 def _train(config, workdir):
-    run = _Run(config, workdir)
-    check_evaluation(config, run.model)
-    folder, limit = workdir / "checkpoints", config.train.save_total_limit
-    with _alone(workdir), closing(Checkpoints(folder, limit)) as checkpoints:
-        checkpoint, meter = checkpoints.restore(), None
+    def prepare():
+        run = _Run(config, workdir)
+        check_evaluation(config, run.model)
+        return run
+
+    run, checkpoints, checkpoint = hosts.in_turn(prepare), None, None
+    _check_same_start(run)
+    with ExitStack() as stack:
+        with hosts.together():
+            if jax.process_index() == 0:
+                stack.enter_context(_alone(workdir))
+                limit = config.train.save_total_limit
+                checkpoints = Checkpoints(workdir / "checkpoints", limit)
+                stack.enter_context(closing(checkpoints))
+                checkpoint = checkpoints.restore()
+        checkpoint, meter = hosts.share(checkpoint), None
         if checkpoint is not None:
             _check_same_run(run, checkpoint.record)
-            meter = checkpoint.record["meter"]
-            if checkpoint.step >= run.total_steps and _is_concluded(run):
-                print(
-                    f"{workdir}: complete at update {checkpoint.step:,}, nothing to do"
-                )
+            meter, step = checkpoint.record["meter"], checkpoint.step
+            if step >= run.total_steps and hosts.share(_is_concluded(run)):
+                hosts.say(f"{workdir}: complete at update {step:,}, nothing to do")
                 return
-            checkpoints.set_aside_after(checkpoint.step)
+            if checkpoints:
+                checkpoints.set_aside_after(step)
             expected = jax.eval_shape(run.first_state, run.given)
             state = unflatten({"state": expected}, checkpoint.arrays)["state"]
-            print(f"{workdir}: going on from update {checkpoint.step:,}")
+            hosts.say(f"{workdir}: going on from update {step:,}")
         else:
             state = jax.jit(run.first_state)(run.given)
-        placement = _report_data(run, state)
+        placement = hosts.share(_report_data(run, state))
         feed = Feed(run.sampler, placement, config.data.store_dtype)
-        _write_json(workdir / "config.json", config.to_dict())
+        if checkpoints:
+            _write_json(workdir / "config.json", config.to_dict())
         _loop(run, feed, replicate(state), run.meter(meter), checkpoints)
 
 
@@ -173,6 +198,9 @@ class _Run:
                 raise ValueError(
                     f"train.{key}={config.train[key]}: expected at least 1"
                 )
+        seconds = config.hosts.heartbeat_seconds
+        if seconds < 1:
+            raise ValueError(f"hosts.heartbeat_seconds={seconds}: expected at least 1")
         if config.log.wandb and not find_spec("wandb"):
             raise ValueError("log.wandb=True needs the package: pip install wandb")
         self.trajectories = load_trajectories(
@@ -268,17 +296,19 @@ def _loop(run, feed, state, meter, checkpoints):
         seed=config.seed,
         fetch=feed.fetch,
     )
-    held_out = run.held_out and HeldOut(run.held_out, run.model, feed)
-    writer = MetricWriter(
-        workdir, step=meter.step, total_steps=run.total_steps, wandb=config.log.wandb
-    )
+    held_out = writer = None
+    if first := checkpoints is not None:
+        held_out = run.held_out and HeldOut(run.held_out, run.model, feed)
+        total, wandb = run.total_steps, config.log.wandb
+        writer = MetricWriter(workdir, step=meter.step, total_steps=total, wandb=wandb)
 
     def look(metrics, validation_loss):
         if metrics is None:
             return
-        losses, grad_norms = jax.device_get(metrics)
+        with hosts.alive():
+            losses, grad_norms = jax.device_get(metrics)
         bad = np.flatnonzero(~(np.isfinite(losses) & np.isfinite(grad_norms)))
-        if len(bad):
+        if first and len(bad):
             logging.warning(
                 "%d of the updates %d to %d skipped: loss %s, gradient norm %s at %d",
                 len(bad),
@@ -291,43 +321,53 @@ def _loop(run, feed, state, meter, checkpoints):
         for record in meter.update(losses, grad_norms):
             if validation_loss is not None:
                 record["validation_loss"] = float(validation_loss)
-            writer.write(record)
-        writer.progress(meter.step)
+            if first:
+                writer.write(record)
+        if first:
+            writer.progress(meter.step)
         if meter.bad_in_a_row >= config.train.max_bad_updates:
-            raise FloatingPointError(_explain(run, meter, state))
+            explanation = _explain(run, meter, state) if hosts.part() else ""
+            raise FloatingPointError(explanation)
 
-    items = feed.items(run.calls(meter.step))
+    items, vote = feed.items(run.calls(meter.step)), hosts.Vote()
+    beat = hosts.heartbeat(config.hosts.heartbeat_seconds, lambda: meter.step)
     with postponed() as caught:
-        with closing(writer), closing(items):
+        with closing(writer) if first else nullcontext(), closing(items), beat:
             running = None, None
             for item in items:
-                state, metrics = call(state, feed.store, item)
+                with hosts.alive():
+                    state, metrics = call(state, feed.store, item)
                 look(*running)
+                stop = vote(caught)
                 reached = meter.step + len(metrics.loss)
                 validated = held_out and run.logs_at(reached)
                 running = metrics, held_out.loss(state.params) if validated else None
-                if not (caught or run.saves_at(reached)):
+                if not (stop or run.saves_at(reached)):
                     continue
                 look(*running)
                 running = None, None
-                if meter.bad_in_a_row and not caught and reached < run.total_steps:
+                if meter.bad_in_a_row and not stop and reached < run.total_steps:
                     # A run about to stop must not push out its good checkpoints.
                     continue
-                checkpoints.save(
-                    reached,
-                    {"state": state},
-                    {
-                        "config": config.to_dict(),
-                        "model": model_fields(run.model),
-                        "normalization": _normalization(run),
-                        "fingerprint": run.trajectories.fingerprint(),
-                        "meter": meter.state(),
-                    },
-                )
-                if caught:
+                if first:
+                    checkpoints.save(
+                        reached,
+                        {"state": state},
+                        {
+                            "config": config.to_dict(),
+                            "model": model_fields(run.model),
+                            "normalization": _normalization(run),
+                            "fingerprint": run.trajectories.fingerprint(),
+                            "meter": meter.state(),
+                        },
+                    )
+                if stop:
                     break
-        checkpoints.wait()
-    _conclude(run, meter, state, held_out)
+        if first:
+            checkpoints.wait()
+        hosts.part()
+    if first:
+        _conclude(run, meter, state, held_out)
 
 
 def _explain(run, meter, state) -> str:
@@ -386,6 +426,19 @@ def _report_data(run, state) -> str:
     return placement
 
 
+def _check_same_start(run) -> None:
+    """Refuse to train with processes that were given other values or other data."""
+    mine = _flat(run.config.to_dict()) | {"data": run.trajectories.fingerprint()}
+    firsts = hosts.share(mine)
+    with hosts.together():
+        for key in sorted(mine.keys() - {"data.path"}):
+            if mine[key] != firsts[key]:
+                raise ValueError(
+                    f"{key}={mine[key]} here, but {firsts[key]} in process 0; give all "
+                    "processes the same command and the same data"
+                )
+
+
 def _check_same_run(run, record) -> None:
     """Refuse to go on with other data, or with a config that means another run."""
     before, now = _flat(record["config"]), _flat(run.config.to_dict())
@@ -413,8 +466,6 @@ def _check_same_run(run, record) -> None:
 
 def _conclude(run, meter, state, held_out) -> None:
     """Leave the summary, the pictures and the page; say where everything lies."""
-    if jax.process_index():
-        return
     workdir = run.workdir
     # Of a shorter run: what is written last tells that all is.
     (workdir / "report" / "index.html").unlink(missing_ok=True)

@@ -15,7 +15,7 @@ LAYERS = (
     {"rows", "files", "compiled"},
     {"trajectories", "interruption"},
     {"readers", "segments", "trading"},
-    {"feed", "model", "hf_weights", "optimizer", "metrics", "backtest"},
+    {"feed", "model", "hf_weights", "optimizer", "metrics", "backtest", "hosts"},
     {"train_step", "checkpoint"},
     {"policy", "held_out"},
     {"rollout", "report", "evaluation"},

@@ -51,6 +51,7 @@ def dataset(tmp_path_factory):
 def prompt(monkeypatch, capsys, tmp_path):
     """Runs main.py with these arguments, in this process; its status and output."""
     monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(train, "join", lambda config: None)  # JAX has started long ago
     known = set(flags.FLAGS)
 
     def run(*args):
@@ -143,6 +144,7 @@ def test_an_error_of_many_lines_is_told_in_one(prompt, tmp_path):
         ("train.logging_steps", 0),
         ("train.max_bad_updates", 0),
         ("train.batch_size", 6),
+        ("hosts.heartbeat_seconds", 0),
     ],
 )
 def test_a_wrong_value_is_refused_before_anything_is_done(
@@ -230,6 +232,8 @@ def test_every_key_is_read(tmp_path):
     config.train.num_train_epochs, config.eval.episodes = 1, 1
     config.collect.update(actor=f"{__name__}:no_trades", episodes=2)
     config.train.nobody_reads_this = 1
+    config.hosts.cluster = "none"
+    train.join(Listener(config, read))
     train.train(Listener(config, read), tmp_path)
     train.collect(Listener(config, read), tmp_path)
     assert flat(config).keys() - read == {"train.nobody_reads_this"}
