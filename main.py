@@ -6,12 +6,14 @@ python main.py --config configs/base.py [--workdir DIR]
 """
 
 import os
-import re
 import sys
 from pathlib import Path
 
 from absl import app, flags
 from ml_collections import config_flags
+
+from configs import base
+from dt_jax.config_file import check, explain
 
 CONFIG = config_flags.DEFINE_config_file("config", help_string="A file of configs/.")
 WORKDIR = flags.DEFINE_string("workdir", None, "By default runs/<name of the config>.")
@@ -24,18 +26,16 @@ def main(argv: list[str]) -> int:
     """Returns the exit status: 2 when the input was wrong, told in one line."""
     try:
         rest = flags.FLAGS(argv)[1:]
-    except (AttributeError, KeyError) as error:  # ml_collections' for an unknown key
-        key = re.search(r"\w+", str(error))[0]
-        flag = " ".join(arg for arg in argv if key in re.split(r"[.=]", arg))
-        return _refuse(f"{flag}: no such key; configs/base.py has them all")
-    except (flags.Error, TypeError, ValueError, SyntaxError) as error:
-        return _refuse(f"{error}; see python main.py --help and configs/base.py")
-    if rest or CONFIG.value is None:
+    except Exception as error:  # absl's, ml_collections' or the config file's own
+        return _refuse(explain(error, argv))
+    if rest or not CONFIG.present:
         return _refuse(f"found {argv[1:]}, expected --config=configs/base.py and flags")
     file = Path(config_flags.get_config_filename(flags.FLAGS["config"]))
     if not file.is_file():
         return _refuse(f"--config={file}: no such file, expected e.g. configs/base.py")
     workdir = Path(WORKDIR.value or Path("runs") / file.stem)
+    if workdir.exists() and not workdir.is_dir():
+        return _refuse(f"--workdir={workdir}: found a file, expected a folder")
 
     # A second start need not compile again; JAX reads these when it is imported, which
     # takes a second: a mistyped flag is told before.
@@ -45,6 +45,7 @@ def main(argv: list[str]) -> int:
     from dt_jax import train
 
     try:
+        check(CONFIG.value, file, base.get_config())
         getattr(train, MODE.value)(CONFIG.value, workdir)
     except (ValueError, OSError) as error:
         return _refuse(error)

@@ -24,11 +24,12 @@ from ml_collections import ConfigDict
 
 from dt_jax import report, trading
 from dt_jax.checkpoint import Checkpoints, load_trained, unflatten
+from dt_jax.config_file import flatten
 from dt_jax.evaluate import check_evaluation, collect, environment_of, evaluate
 from dt_jax.evaluation import describe_evaluation
 from dt_jax.feed import Feed, choose_placement, memory_plan
 from dt_jax.held_out import HeldOut
-from dt_jax.hf_weights import export_hf
+from dt_jax.hf_weights import export_hf, read_json
 from dt_jax.metrics import Meter, MetricWriter, read_metrics
 from dt_jax.model import DecisionTransformer, init_params, model_fields
 from dt_jax.optimizer import make_optimizer, make_schedule
@@ -91,13 +92,10 @@ def export(config: ConfigDict, workdir: Path) -> None:
     trained = load_trained(workdir)
     model = DecisionTransformer(**trained.fields)
     export_hf(workdir / "hf", model, trained.params, trained.normalization)
-    facts = [
-        json.loads((workdir / name).read_text())
-        for name in ("config.json", "data_report.json")
-    ]
+    facts = [read_json(workdir / name) for name in ("config.json", "data_report.json")]
     records = read_metrics(workdir / "metrics.jsonl")
     path = workdir / "report" / "evaluation.json"
-    found = describe_evaluation(json.loads(path.read_text())) if path.is_file() else ""
+    found = describe_evaluation(read_json(path)) if path.is_file() else ""
     card = report.model_card(*facts, records, trained.fields, found)
     (workdir / "hf" / "README.md").write_text(card)
     print(f"{workdir / 'hf'}: DecisionTransformerModel.from_pretrained opens it")
@@ -208,6 +206,11 @@ class _Run:
             if config.train.max_steps > 0
             else config.train.num_train_epochs * self.steps_per_epoch
         )
+        # Refused here if at all: before anything is written.
+        plan = memory_plan(
+            self.sampler, config.train.updates_per_call, 0, data.store_dtype
+        )
+        choose_placement(data.placement, plan)
         optimizer = config.optimizer
         self.schedule = make_schedule(
             total_steps=self.total_steps,
@@ -391,7 +394,7 @@ def _report_data(run, state) -> str:
 
 def _check_same_run(run, record) -> None:
     """Refuse to go on with other data, or with a config that means another run."""
-    before, now = _flat(record["config"]), _flat(run.config.to_dict())
+    before, now = flatten(record["config"]), flatten(run.config.to_dict())
     for key in sorted((before.keys() | now) - FREE_KEYS):
         if before.get(key) != now.get(key):
             raise ValueError(
@@ -432,7 +435,7 @@ def _conclude(run, meter, state, held_out, poll) -> None:
 def _is_concluded(run) -> bool:
     """False when a kill came between the last save and the page."""
     path = run.workdir / "summary.json"
-    summary = json.loads(path.read_text()) if path.is_file() else {"global_step": 0}
+    summary = read_json(path) if path.is_file() else {"global_step": 0}
     page = run.workdir / "report" / "index.html"
     return summary["global_step"] >= run.total_steps and page.is_file()
 
@@ -451,6 +454,10 @@ def _normalization(run) -> dict:
 
 def _take_over(model, fields, source) -> DecisionTransformer:
     """The model of `train.init_from`, dropout and precision by the config."""
+    try:
+        DecisionTransformer(**fields)
+    except ValueError as error:
+        raise ValueError(f"train.init_from={source}: {error}") from None
     mine = model_fields(model)
     chosen = ("resid_pdrop", "embd_pdrop", "attn_pdrop", "initializer_range", "dtype")
     wrong = [
@@ -521,16 +528,6 @@ def _signals():
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _flat(tree: dict, prefix: str = "") -> dict:
-    flat = {}
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
-    return flat
 
 
 def _write_json(path: Path, value) -> None:
