@@ -45,7 +45,7 @@ def main(argv: list[str]) -> int:
     from dt_jax import train
 
     try:
-        check(CONFIG.value, file, base.get_config())
+        check(CONFIG.value, base.get_config(), file)
         getattr(train, MODE.value)(CONFIG.value, workdir)
     except (ValueError, OSError) as error:
         return _refuse(error)

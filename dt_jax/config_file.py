@@ -10,20 +10,18 @@ import re
 import traceback
 from pathlib import Path
 
-from ml_collections import ConfigDict
 
-
-def check(config, file: str | os.PathLike, default: ConfigDict) -> None:
-    """Raise ValueError unless the file's config has the keys and types of the default.
+def check(given, default, file: str | os.PathLike) -> None:
+    """Raise ValueError unless a file's config has the keys and types of the default.
 
     A whole number may stand for a float, and one of any size for None.
     """
-    if not isinstance(config, ConfigDict):
+    if not hasattr(given, "to_dict"):
         raise ValueError(
-            f"{file}: get_config() gave {config!r}, expected a ConfigDict as that of "
+            f"{file}: get_config() gave {given!r}, expected a ConfigDict as that of "
             "configs/base.py"
         )
-    given, expected = flatten(config.to_dict()), flatten(default.to_dict())
+    given, expected = flatten(given.to_dict()), flatten(default.to_dict())
     for key in sorted(given.keys() - expected):
         raise ValueError(f"{file}: {key}: no such key; configs/base.py has them all")
     for key, value in expected.items():

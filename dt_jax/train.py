@@ -278,16 +278,13 @@ def _loop(run, feed, state, meter, checkpoints):
         if metrics is None:
             return
         losses, grad_norms = jax.device_get(metrics)
-        bad = np.flatnonzero(~(np.isfinite(losses) & np.isfinite(grad_norms)))
-        if len(bad):
+        for i in np.flatnonzero(~(np.isfinite(losses) & np.isfinite(grad_norms))):
+            # As they came: the records have no mean of them, and JSON no NaN.
             logging.warning(
-                "%d of the updates %d to %d skipped: loss %s, gradient norm %s at %d",
-                len(bad),
-                meter.step + 1,
-                meter.step + len(losses),
-                losses[bad[0]],
-                grad_norms[bad[0]],
-                meter.step + bad[0] + 1,
+                "update %d skipped: loss %s, gradient norm %s",
+                meter.step + i + 1,
+                losses[i],
+                grad_norms[i],
             )
         for record in meter.update(losses, grad_norms):
             if validation_loss is not None:
