@@ -12,6 +12,7 @@ import os
 import re
 import shutil
 import sys
+import tempfile
 from contextlib import closing, contextmanager
 from functools import cache
 from logging import getLogger
@@ -118,6 +119,8 @@ class Checkpoints:
         arrays = {path: np.array(leaf) for path, leaf in flatten(tree).items()}
         digests = _digests(arrays, record)
         with self._told():
+            # Where no folder can be made, orbax waits for it five minutes.
+            os.rmdir(tempfile.mkdtemp(suffix=".trial", dir=self._folder))
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
