@@ -12,6 +12,7 @@ import os
 import re
 import shutil
 import sys
+import tempfile
 from contextlib import closing, contextmanager
 from functools import cache
 from logging import getLogger
@@ -124,6 +125,8 @@ class Checkpoints:
         arrays = {path: np.array(leaf) for path, leaf in flatten(tree).items()}
         digests = _digests(arrays, record)
         with self._told():
+            # Where no folder can be made, orbax waits for it five minutes.
+            os.rmdir(tempfile.mkdtemp(suffix=".trial", dir=self._folder))
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
@@ -139,26 +142,32 @@ class Checkpoints:
           ValueError: there are steps, but none is good.
           OSError: a step could not be read, good or not.
         """
-        damaged = set()
-        while steps := self._steps() - damaged:
+        damaged = {}  # step: what is wrong with it
+        while steps := self._steps() - damaged.keys():
             newest = max(steps)
             path = self._folder / str(newest)
             try:
-                return self._load(newest)
+                found = self._load(newest)
             except Exception as error:
                 if not _proves_damage(error):
                     raise OSError(
                         f"{path} could not be read ({_fault(error)}); nothing has been "
                         "changed, try again when it can be"
                     ) from error
-                if self._steps() - damaged != steps:
+                if self._steps() - damaged.keys() != steps:
                     continue  # a run that goes on has just replaced it by a newer one
-                logging.warning("checkpoint %s is damaged: %s", path, _fault(error))
-                damaged.add(newest)
+                damaged[newest] = _fault(error)
+                continue
+            for step, fault in damaged.items():
+                logging.warning(
+                    "checkpoint %s is damaged: %s", self._folder / str(step), fault
+                )
+            return found
         if damaged:
             raise ValueError(
-                f"{self._folder}: none of the checkpoints {sorted(damaged)} is good; "
-                "delete the folder to start again, or choose another --workdir"
+                f"{self._folder}: none of the checkpoints {sorted(damaged)} is good "
+                f"({max(damaged)}: {damaged[max(damaged)]}); delete the folder to "
+                "start again, or choose another --workdir"
             )
         return None
 

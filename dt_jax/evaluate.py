@@ -15,6 +15,7 @@ from dt_jax import backtest, pictures
 from dt_jax.checkpoint import load_trained
 from dt_jax.evaluation import RANDOM, Actor, describe_evaluation, evaluation_report
 from dt_jax.files import replacing
+from dt_jax.hf_weights import read_json
 from dt_jax.model import DecisionTransformer
 from dt_jax.page import write_page
 from dt_jax.policy import Policy
@@ -52,7 +53,7 @@ def evaluate(config: ConfigDict, workdir: Path) -> None:
             f"{workdir}/data_report.json: not found; --mode=evaluate expects the "
             "--workdir of a run"
         )
-    data = json.loads((workdir / "data_report.json").read_text())
+    data = read_json(workdir / "data_report.json")
     scale = trained.normalization["return_scale"]
     returns = {key: scale * level for key, level in data["returns"].items()}
     model = DecisionTransformer(**trained.fields)
@@ -64,7 +65,7 @@ def evaluate(config: ConfigDict, workdir: Path) -> None:
     environments = make_environments(name, _kwargs(config), len(targets) * episodes)
     others = {RANDOM: random_actor(environments[0], seed)}
     for spec in config.eval.beside:
-        others[spec] = load_actor(spec, target_return=returns["max"])
+        others[spec] = _actor("eval.beside", spec, target_return=returns["max"])
     policy = Policy(model, trained.params, trained.normalization)
     seeds = range(seed, seed + episodes)
     rollouts = roll_out_targets(
@@ -126,9 +127,11 @@ def collect(config: ConfigDict, workdir: Path) -> None:
         )
     if episodes < 1:
         raise ValueError(f"collect.episodes={episodes}: expected at least 1")
-    actor = load_actor(config.collect.actor, seed=config.seed)
-    environments = make_environments(name, _kwargs(config), min(COLLECTING, episodes))
     path = workdir / "dataset"
+    if path.exists():  # or it is told below a bar of progress
+        raise ValueError(f"{path} exists already; choose another --workdir")
+    actor = _actor("collect.actor", config.collect.actor, seed=config.seed)
+    environments = make_environments(name, _kwargs(config), min(COLLECTING, episodes))
     collect_episodes(path, environments, actor, num_episodes=episodes, seed=config.seed)
     print(f"{path}: {episodes:,} episodes\n\nNext:")
     print(f"  python main.py --config configs/base.py --config.data.path={path}")
@@ -136,10 +139,6 @@ def collect(config: ConfigDict, workdir: Path) -> None:
 
 def check_evaluation(config: ConfigDict, model: DecisionTransformer) -> None:
     """Refuse, before a long training, what `evaluate` would refuse after it."""
-    if not (name := environment_of(config)):
-        return
-    (environment,) = make_environments(name, _kwargs(config), 1)
-    check_spaces(environment, state_dim=model.state_dim, act_dim=model.act_dim)
     _numbers("targets", config.eval.targets)
     if len(_numbers("reference_returns", config.eval.reference_returns)) not in (0, 2):
         raise ValueError(
@@ -148,13 +147,27 @@ def check_evaluation(config: ConfigDict, model: DecisionTransformer) -> None:
         )
     if config.eval.episodes < 1:
         raise ValueError(f"eval.episodes={config.eval.episodes}: expected at least 1")
+    kwargs = _kwargs(config)
+    if not (name := environment_of(config)):
+        return
+    (environment,) = make_environments(name, kwargs, 1)
+    check_spaces(environment, state_dim=model.state_dim, act_dim=model.act_dim)
     for spec in config.eval.beside:
-        load_actor(spec, target_return=0.0)
+        _actor("eval.beside", spec, target_return=0.0)
 
 
 def environment_of(config: ConfigDict) -> str:
     """The environment asked for, or the one the embedded dataset comes from, or ''."""
     return config.eval.environment or ("" if config.data.path else SIMULATED)
+
+
+def _actor(key, spec, **options):
+    try:
+        return load_actor(spec, **options)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{key}: {error}") from error
+    except ValueError as error:
+        raise ValueError(f"{key}: {error}") from error
 
 
 def _kwargs(config) -> dict:

@@ -102,7 +102,7 @@ def import_hf(folder: str | os.PathLike) -> tuple[dict, dict]:
 def import_normalization(folder: str | os.PathLike) -> dict | None:
     """What `export_hf` left in `normalization.json`; None where there is none."""
     file = Path(folder) / NORMALIZATION
-    return _read_json(file) if file.is_file() else None
+    return read_json(file) if file.is_file() else None
 
 
 def export_hf(
@@ -188,7 +188,7 @@ def _float32(array, transposed):
 
 
 def _read_config(file):
-    config = {ALIASES.get(key, key): value for key, value in _read_json(file).items()}
+    config = {ALIASES.get(key, key): value for key, value in read_json(file).items()}
     for key, only in FIXED.items():
         if config.get(key, only) != only:
             raise ValueError(f"{file}: {key} is {config[key]!r}, expected {only!r}")
@@ -202,7 +202,7 @@ def _read_weights(folder):
     if (file := folder / "model.safetensors").is_file():
         return file, _read_safetensors(file)
     if (file := folder / "model.safetensors.index.json").is_file():
-        shards = _read_json(file).get("weight_map")
+        shards = read_json(file).get("weight_map")
         if not isinstance(shards, dict):
             raise ValueError(f"{file}: weight_map is {shards!r}, expected an object")
         tensors = {}
@@ -216,7 +216,8 @@ def _read_weights(folder):
     )
 
 
-def _read_json(file):
+def read_json(file: Path) -> dict:
+    """The file's one object; a fault of it is named with the file."""
     if not file.is_file():
         raise FileNotFoundError(f"{file}: no such file")
     try:

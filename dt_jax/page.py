@@ -12,6 +12,7 @@ from pathlib import Path
 
 from dt_jax.evaluation import evaluation_tables
 from dt_jax.files import replacing
+from dt_jax.hf_weights import read_json
 from dt_jax.metrics import read_metrics
 
 PICTURES = {
@@ -105,7 +106,7 @@ def write_page(workdir: str | os.PathLike) -> Path:
 
 
 def _read(path):
-    return json.loads(path.read_text("utf-8")) if path.is_file() else {}
+    return read_json(path) if path.is_file() else {}
 
 
 def _lead(data, evaluation):

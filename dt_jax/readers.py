@@ -6,6 +6,7 @@ by chunk; no number ever becomes a Python object, and chunks are never combined 
 list offsets would overflow).
 """
 
+import json
 import os
 import shutil
 from collections.abc import Iterable, Mapping
@@ -94,8 +95,9 @@ def _open(path):
     if isinstance(path, str | os.PathLike):
         source = f"data.path={os.fspath(path)}"
         if not os.path.isdir(path):
+            found = "found a file" if os.path.exists(path) else "no such folder"
             raise FileNotFoundError(
-                f"{source}: no such folder; expected a dataset saved by save_to_disk"
+                f"{source}: {found}; expected a dataset saved by save_to_disk"
             )
         try:
             dataset = datasets.load_from_disk(os.fspath(path))
@@ -104,10 +106,14 @@ def _open(path):
                 f"{source}: not a whole dataset ({_one_line(error)}); expected one "
                 "saved by save_to_disk"
             ) from None
+        except IndexError:  # by `datasets`, of one that was saved without a row
+            raise ValueError(
+                f"{source}: found no rows, expected at least one trajectory"
+            ) from None
         except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
             raise ValueError(
-                f"{source}: not a readable dataset ({_one_line(error)}); save it again "
-                "with save_to_disk"
+                f"{source}: not a readable dataset ({_broken_file(path)}"
+                f"{_one_line(error)}); save it again with save_to_disk"
             ) from None
     if isinstance(dataset, datasets.DatasetDict):
         if "train" not in dataset:
@@ -118,6 +124,23 @@ def _open(path):
     if isinstance(path, str | os.PathLike):
         _check_shards(dataset, source)
     return dataset, source
+
+
+def _broken_file(path):
+    """'<name>: ' of the first file that alone cannot be read: `datasets` does not say.
+
+    Empty when each of them can.
+    """
+    for file in sorted(Path(path).rglob("*.*")):
+        try:
+            if file.suffix == ".json":
+                json.loads(file.read_text())
+            elif file.suffix == ".arrow":
+                with pa.memory_map(str(file)) as stream:
+                    pa.ipc.open_stream(stream).read_all()
+        except (OSError, ValueError):
+            return f"{file.name}: "
+    return ""
 
 
 def _check_shards(dataset, source):
@@ -284,12 +307,7 @@ def _statistics(table, state_dim):
             f"columns state_mean and state_std have {len(table)} rows, but states have "
             f"{state_dim} numbers; remove the two columns to have them computed"
         )
-    mean, std = (table.column(n)[:state_dim].to_numpy() for n in STATISTICS)
-    for name, column in zip(STATISTICS, (mean, std), strict=True):
-        if column.dtype.kind not in "fiu" or not np.isfinite(column).all():
-            raise ValueError(
-                f"column {name!r} holds a value that is not a finite number"
-            )
+    mean, std = (_statistic(table.column(n)[:state_dim], n) for n in STATISTICS)
     if (std <= 0).any():
         raise ValueError(
             f"column 'state_std' holds {std.min()} for feature {std.argmin()}, "
@@ -297,6 +315,21 @@ def _statistics(table, state_dim):
             "written, remove state_mean and state_std to have them computed"
         )
     return mean, std
+
+
+def _statistic(column, name):
+    kind = column.type
+    if not (pa.types.is_floating(kind) or pa.types.is_integer(kind)):
+        raise ValueError(f"column {name!r} holds {kind}, expected numbers")
+    with np.errstate(over="ignore"):
+        values_S = column.to_numpy().astype(np.float32)
+    bad = np.flatnonzero(~np.isfinite(values_S))
+    if len(bad):
+        raise ValueError(
+            f"column {name!r} holds {column[bad[0]]} for feature {bad[0]}, expected a "
+            "finite float32"
+        )
+    return values_S
 
 
 def _stream(path, episodes):

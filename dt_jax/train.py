@@ -23,12 +23,13 @@ from ml_collections import ConfigDict
 
 from dt_jax import hosts, report, trading
 from dt_jax.checkpoint import Checkpoints, load_trained, unflatten
+from dt_jax.config_file import flatten
 from dt_jax.evaluate import check_evaluation, collect, environment_of, evaluate
 from dt_jax.evaluation import describe_evaluation
 from dt_jax.feed import Feed, choose_placement, memory_plan
 from dt_jax.files import replacing, scratch
 from dt_jax.held_out import HeldOut
-from dt_jax.hf_weights import export_hf
+from dt_jax.hf_weights import export_hf, read_json
 from dt_jax.interruption import postponed
 from dt_jax.metrics import Meter, MetricWriter, read_metrics
 from dt_jax.model import DecisionTransformer, init_params, model_fields
@@ -105,13 +106,10 @@ def export(config: ConfigDict, workdir: Path) -> None:
     trained = load_trained(workdir)
     model = DecisionTransformer(**trained.fields)
     export_hf(workdir / "hf", model, trained.params, trained.normalization)
-    facts = [
-        json.loads((workdir / name).read_text())
-        for name in ("config.json", "data_report.json")
-    ]
+    facts = [read_json(workdir / name) for name in ("config.json", "data_report.json")]
     records = read_metrics(workdir / "metrics.jsonl")
     path = workdir / "report" / "evaluation.json"
-    found = describe_evaluation(json.loads(path.read_text())) if path.is_file() else ""
+    found = describe_evaluation(read_json(path)) if path.is_file() else ""
     card = report.model_card(*facts, records, trained.fields, found)
     with replacing(workdir / "hf" / "README.md") as unfinished:
         unfinished.write_text(card)
@@ -238,6 +236,11 @@ class _Run:
             if config.train.max_steps > 0
             else config.train.num_train_epochs * self.steps_per_epoch
         )
+        # Refused here if at all: before anything is written.
+        plan = memory_plan(
+            self.sampler, config.train.updates_per_call, 0, data.store_dtype
+        )
+        choose_placement(data.placement, plan)
         optimizer = config.optimizer
         self.schedule = make_schedule(
             total_steps=self.total_steps,
@@ -308,15 +311,13 @@ def _loop(run, feed, state, meter, checkpoints):
         with hosts.alive():
             losses, grad_norms = jax.device_get(metrics)
         bad = np.flatnonzero(~(np.isfinite(losses) & np.isfinite(grad_norms)))
-        if first and len(bad):
+        for i in bad if first else ():
+            # As they came: the records have no mean of them, and JSON no NaN.
             logging.warning(
-                "%d of the updates %d to %d skipped: loss %s, gradient norm %s at %d",
-                len(bad),
-                meter.step + 1,
-                meter.step + len(losses),
-                losses[bad[0]],
-                grad_norms[bad[0]],
-                meter.step + bad[0] + 1,
+                "update %d skipped: loss %s, gradient norm %s",
+                meter.step + i + 1,
+                losses[i],
+                grad_norms[i],
             )
         for record in meter.update(losses, grad_norms):
             if validation_loss is not None:
@@ -441,7 +442,7 @@ def _check_same_start(run) -> None:
 
 def _check_same_run(run, record) -> None:
     """Refuse to go on with other data, or with a config that means another run."""
-    before, now = _flat(record["config"]), _flat(run.config.to_dict())
+    before, now = flatten(record["config"]), flatten(run.config.to_dict())
     for key in sorted((before.keys() | now) - FREE_KEYS):
         if before.get(key) != now.get(key):
             raise ValueError(
@@ -489,7 +490,7 @@ def _conclude(run, meter, state, held_out) -> None:
 def _is_concluded(run) -> bool:
     """False when the end came between the last save and the page, the last file."""
     path = run.workdir / "summary.json"
-    summary = json.loads(path.read_text()) if path.is_file() else {"global_step": 0}
+    summary = read_json(path) if path.is_file() else {"global_step": 0}
     page = run.workdir / "report" / "index.html"
     return summary["global_step"] >= run.total_steps and page.is_file()
 
@@ -508,6 +509,10 @@ def _normalization(run) -> dict:
 
 def _take_over(model, fields, source) -> DecisionTransformer:
     """The model of `train.init_from`, dropout and precision by the config."""
+    try:
+        DecisionTransformer(**fields)
+    except ValueError as error:
+        raise ValueError(f"train.init_from={source}: {error}") from None
     mine = model_fields(model)
     chosen = ("resid_pdrop", "embd_pdrop", "attn_pdrop", "initializer_range", "dtype")
     wrong = [
@@ -557,16 +562,6 @@ def _alone(workdir: Path):
         print(os.getpid(), "on", socket.gethostname(), end="", file=file, flush=True)
         with scratch(path):
             yield
-
-
-def _flat(tree: dict, prefix: str = "") -> dict:
-    flat = {}
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
-    return flat
 
 
 def _write_json(path: Path, value) -> None:

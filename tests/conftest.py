@@ -3,13 +3,20 @@
 
 import os
 import resource
+import runpy
+import sys
 from contextlib import contextmanager
+from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["GLIBC_TUNABLES"] = ""  # set, so that main.py does not start pytest again
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"
 
 import jax
 import pytest
+from absl import flags
+
+from dt_jax import train
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # With more devices than cores, collectives dispatched one upon another deadlock.
@@ -30,3 +37,26 @@ def limit_files():
             resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
     return limit
+
+
+@pytest.fixture
+def prompt(monkeypatch, capsys):
+    """Runs main.py with these arguments, in this process; its status and output."""
+    monkeypatch.chdir(Path(__file__).parent.parent)
+    monkeypatch.setattr(train, "join", lambda config: None)  # JAX has started long ago
+    known = set(flags.FLAGS)
+
+    def run(*args):
+        monkeypatch.setattr(sys, "argv", ["main.py", *map(str, args)])
+        try:
+            with pytest.raises(SystemExit) as end:
+                runpy.run_path("main.py", run_name="__main__")
+        finally:
+            # Else the next config is loaded into this one, as into a module reloaded.
+            sys.modules.pop("config_config", None)
+            for name in set(flags.FLAGS) - known:
+                delattr(flags.FLAGS, name)
+            flags.FLAGS.unparse_flags()
+        return end.value.code, *capsys.readouterr()
+
+    return run

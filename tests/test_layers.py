@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent
 # A file may import only what stands in a line above its own.
 LAYERS = (
     {"__init__"},
-    {"rows", "files", "compiled"},
+    {"rows", "files", "process", "config_file"},
     {"trajectories", "interruption"},
     {"readers", "segments", "trading"},
     {"feed", "model", "hf_weights", "optimizer", "metrics", "backtest", "hosts"},

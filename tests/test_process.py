@@ -4,7 +4,7 @@
 import os
 from pathlib import Path
 
-from dt_jax.compiled import keep_compiled
+from dt_jax.process import keep_compiled
 
 
 def test_what_a_kill_cut_short_is_removed(tmp_path, monkeypatch):
