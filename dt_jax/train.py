@@ -429,7 +429,7 @@ def _report_data(run, state) -> str:
 
 def _check_same_start(run) -> None:
     """Refuse to train with processes that were given other values or other data."""
-    mine = _flat(run.config.to_dict()) | {"data": run.trajectories.fingerprint()}
+    mine = flatten(run.config.to_dict()) | {"data": run.trajectories.fingerprint()}
     firsts = hosts.share(mine)
     with hosts.together():
         for key in sorted(mine.keys() - {"data.path"}):
