@@ -434,7 +434,7 @@ WRONG = [
     ("bytes flipped, evaluated", flip(STATES), EVALUATE, NONE_GOOD),
     ("bytes flipped, to start from", flip(STATES), NEW_FROM_RUN, NONE_GOOD),
     ("checkpoints in a file", text("run/checkpoints", ""), RUN,
-     "Not a directory: '{at}/run/checkpoints'"),
+     "File exists: '{at}/run/checkpoints'"),
     ("no checkpoint to start from", empty("run/checkpoints"), NEW_FROM_RUN,
      "{at}/run: the run has no checkpoint yet"),
     ("another model to start from", nothing, f"{NEW_FROM_RUN} model.n_layer=2",
@@ -524,7 +524,7 @@ WRONG += [
         ("train.save_steps", 0, "at least 1"),
         ("train.save_total_limit", 0, "at least 1"),
         ("train.max_bad_updates", 0, "at least 1"),
-        ("hosts.heartbeat_seconds", 0, "hosts.heartbeat_seconds=0"),
+        ("hosts.heartbeat_seconds", 0, "at least 1"),
         ("eval.environment", "NoSuch-v0", "expected a Gymnasium id"),
         ("eval.environment", "no_such:make", "expected a 'module:callable'"),
     )

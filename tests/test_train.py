@@ -21,6 +21,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from configs import base
 from dt_jax import train
 from dt_jax.checkpoint import Checkpoints, load_trained
+from dt_jax.config_file import flatten
 from dt_jax.feed import Feed
 from dt_jax.held_out import HeldOut
 from dt_jax.metrics import read_metrics
@@ -321,7 +322,9 @@ def test_without_a_good_checkpoint_the_run_is_refused_and_untouched(copy, datase
     for step in (copy / "checkpoints").iterdir():
         shutil.rmtree(step / "record")
     before = files_of(copy)
-    with pytest.raises(ValueError, match=r"none of the checkpoints .+ is good; delete"):
+    with pytest.raises(
+        ValueError, match=r"none of the checkpoints .+ is good .+; delete"
+    ):
         train.train(make_config(dataset), copy)
     assert files_of(copy) == before
 
@@ -446,7 +449,7 @@ def test_a_run_that_is_refused_is_untouched(copy, dataset, changes):
 
 
 def flat(config):
-    return train._flat(config.to_dict())
+    return flatten(config.to_dict())
 
 
 def test_every_key_means_the_run_or_may_change():
@@ -479,6 +482,10 @@ def test_logging_saving_placement_and_evaluation_may_change(copy, dataset, capsy
         "train.logging_steps": 2,
         "train.save_steps": 3,
         "train.save_total_limit": 2,
+        "hosts.cluster": "none",
+        "hosts.initialization_timeout": 5,
+        "hosts.heartbeat_timeout_seconds": 6,
+        "hosts.heartbeat_seconds": 7,
     }
     train.train(make_config(dataset, **changes), copy)
     assert f"going on from update {UPDATES}\n" in capsys.readouterr().out
