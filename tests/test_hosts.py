@@ -37,7 +37,7 @@ RECIPE = {
     "train.batch_size": BATCH,
     "train.max_steps": UPDATES,
     "train.logging_steps": 1,
-    "train.save_steps": 40,
+    "train.save_steps": UPDATES,
     "hosts.initialization_timeout": 120,
     "hosts.heartbeat_timeout_seconds": LIMIT,
     "hosts.heartbeat_seconds": 1,
@@ -183,7 +183,10 @@ def test_stopped_and_killed_in_any_process_a_run_ends_like_one_that_was_not(
 
     def run(*disturbances):
         note = tmp_path / "note.npy"
-        commands = [command(dataset, workdir, note, *what) for what in disturbances]
+        often = {"train.save_steps": 40}
+        commands = [
+            command(dataset, workdir, note, *what, **often) for what in disturbances
+        ]
         return run_all(environment, commands)
 
     first, second = run((), (5, TERMINATE))
