@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Whether a long training grows: memory, threads, file descriptors.
 
-    python -m benchmarks.soak [--minutes 30] [--updates 500]
+    python -m benchmarks.soak [--minutes 30] [--updates 2000]
 
 One process trains on the simulated market, saves every 20 updates, measures held-out
 data every 10, and after every `--updates` evaluates in the environment and goes on.
@@ -11,6 +11,7 @@ Prints a table; writes soak.json here.
 """
 
 import argparse
+import gc
 import json
 import os
 import re
@@ -25,6 +26,7 @@ import numpy as np
 from configs import base
 from dt_jax import train
 from dt_jax.metrics import read_metrics
+from dt_jax.process import use_huge_pages
 
 HERE = Path(__file__).parent
 WARM_UP = 1 / 4  # of the time, for caches and allocators to fill
@@ -40,7 +42,7 @@ CHANGES = {
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--minutes", type=float, default=30.0)
-    parser.add_argument("--updates", type=int, default=500)
+    parser.add_argument("--updates", type=int, default=2000)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as workdir:
         found = soak(Path(workdir), 60 * args.minutes, args.updates, CHANGES)
@@ -63,8 +65,10 @@ def soak(workdir: Path, seconds: float, updates: int, changes: dict) -> dict:
             config.train.max_steps = updates * (len(rounds) + 1)
             train.train(config, workdir)
             rounds.append(sample(len(samples)))
-            # Each start compiles anew, and JAX keeps what the one before compiled.
+            # A process starts once, as a rule. Here each start compiles anew, and what
+            # the one before compiled waits in JAX's caches and Python's cycles.
             jax.clear_caches()
+            gc.collect()
     records = read_metrics(workdir / "metrics.jsonl")
     logging_steps = config.train.logging_steps
     expected = range(logging_steps, config.train.max_steps + 1, logging_steps)
@@ -80,6 +84,7 @@ def soak(workdir: Path, seconds: float, updates: int, changes: dict) -> dict:
         "threads_per_hour": 3600 * slope(warm, "threads"),
         "files_per_hour": 3600 * slope(warm, "files"),
         "after_each_evaluation": rounds,
+        "every_15_seconds": samples[::15],
     }
 
 
@@ -136,4 +141,5 @@ def describe(found) -> str:
 
 
 if __name__ == "__main__":
+    use_huge_pages()  # as main.py does
     main()
