@@ -12,7 +12,13 @@ import pytest
 from safetensors.numpy import load_file
 
 from dt_jax.hf_weights import export_hf, import_hf
-from dt_jax.model import ACTIVATIONS, DecisionTransformer, dropout, init_params
+from dt_jax.model import (
+    ACTIVATIONS,
+    DecisionTransformer,
+    dropout,
+    init_params,
+    layer_norm,
+)
 
 GOLDEN = Path(__file__).parent / "golden"
 NAMES = sorted(path.parent.name for path in GOLDEN.glob("*/golden.npz"))
@@ -241,6 +247,37 @@ def test_activations_and_their_slopes_are_those_of_torch(name):
     # Both sides round in float32, and tanh and erf are approximations.
     np.testing.assert_allclose(y, y_torch.detach(), rtol=1e-6, atol=2e-6)
     np.testing.assert_allclose(slope, x_torch.grad, rtol=1e-6, atol=1e-5)
+
+
+def test_layer_norm_on_paper():
+    # Mean 2, variance 1: the row is (-1, 1). Its gradient is 0 whatever comes back, as
+    # two numbers normalised are always (-1, 1).
+    x, scale, bias = jnp.array([[1.0, 3.0]]), jnp.array([2.0, 4.0]), jnp.array([5.0, 6])
+    y, back = jax.vjp(partial(layer_norm, epsilon=0.0), x, scale, bias)
+    dx, dscale, dbias = back(jnp.array([[10.0, 1.0]]))
+    np.testing.assert_allclose(y, [[3.0, 10.0]], rtol=1e-6)
+    np.testing.assert_allclose(dx, [[0.0, 0.0]], atol=1e-5)
+    np.testing.assert_allclose(dscale, [-10.0, 1.0], rtol=1e-6)
+    np.testing.assert_allclose(dbias, [10.0, 1.0], rtol=1e-6)
+
+
+def test_the_gradient_of_layer_norm_is_the_one_jax_derives():
+    def plainly(x, scale, bias):
+        x = x - x.mean(1, keepdims=True)
+        std = jnp.sqrt(jnp.square(x).mean(1, keepdims=True) + 1e-5)
+        return x / std * scale[None] + bias[None]
+
+    keys = jax.random.split(jax.random.key(0), 4)
+    arguments = [
+        jax.random.normal(key, shape)
+        for key, shape in zip(keys, ((7, 16), (16,), (16,)), strict=False)
+    ]
+    dy = jax.random.normal(keys[3], (7, 16))
+    found = jax.vjp(partial(layer_norm, epsilon=1e-5), *arguments)[1](dy)
+    expected = jax.vjp(plainly, *arguments)[1](dy)
+    for mine, theirs in zip(found, expected, strict=True):
+        # Float32 sums of up to 16 terms of order one, in another order.
+        np.testing.assert_allclose(mine, theirs, rtol=0, atol=2e-5)
 
 
 @pytest.mark.parametrize(

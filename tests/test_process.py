@@ -1,10 +1,41 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A kill while JAX writes what it compiled costs one compilation, not all that come."""
+"""Huge pages, and a cache of what is compiled, of which a kill costs one entry."""
 
+import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
-from dt_jax.process import keep_compiled
+import pytest
+
+from dt_jax.process import HUGE_PAGES, keep_compiled
+
+RESTART = """
+import json, os, sys
+from dt_jax.process import use_huge_pages
+pid = os.environ.setdefault("FIRST_PID", str(os.getpid()))
+use_huge_pages()
+print(json.dumps([os.environ["GLIBC_TUNABLES"], sys.argv[1:], int(pid), os.getpid()]))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's setting")
+@pytest.mark.parametrize("given", [{}, {"GLIBC_TUNABLES": "glibc.malloc.arena_max=1"}])
+def test_a_process_gets_huge_pages_unless_the_user_says_otherwise(given):
+    others = {k: v for k, v in os.environ.items() if k not in HUGE_PAGES}
+    command = [sys.executable, "-c", RESTART, "--flag=a b", "c"]
+    told = subprocess.run(
+        command,
+        env={**others, **given},
+        cwd=Path(__file__).parent.parent,
+        capture_output=True,
+        check=True,
+    ).stdout
+    setting, arguments, first, last = json.loads(told)
+    assert setting == (given or HUGE_PAGES)["GLIBC_TUNABLES"]
+    assert arguments == ["--flag=a b", "c"]  # nothing is lost on the way
+    assert first == last  # nor does who has started it have to look for it
 
 
 def test_what_a_kill_cut_short_is_removed(tmp_path, monkeypatch):
