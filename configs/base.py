@@ -3,7 +3,7 @@
 
     python main.py --config configs/base.py
 
-trains it on the simulated market, about two minutes on two CPU cores. Other configs
+trains it on the simulated market, one to two minutes on two CPU cores. Other configs
 import this one and change a few keys; any key can be given at the prompt:
 --config.train.batch_size=128.
 """
