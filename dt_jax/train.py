@@ -257,12 +257,15 @@ class _Run:
         return init_state(given, self.optimizer)
 
     def meter(self, saved: dict | None) -> Meter:
+        # All of them before the first call: asked for later, a rate would wait on the
+        # device until the call that runs has ended.
+        rates = jax.jit(jax.vmap(self.schedule))(np.arange(self.total_steps))
         return Meter(
             logging_steps=self.config.train.logging_steps,
             total_steps=self.total_steps,
             steps_per_epoch=self.steps_per_epoch,
             batch_size=self.config.train.batch_size,
-            learning_rate=jax.jit(self.schedule),
+            learning_rate=np.asarray(rates).item,
             max_bad_updates=self.config.train.max_bad_updates,
             saved=saved,
         )
