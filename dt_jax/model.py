@@ -137,10 +137,13 @@ class DecisionTransformer(nn.Module):
           all_heads: also predict states and returns, which the loss never asks for.
         """
 
-        def drop(rate, x):
+        def keep(rate, shape):
             if deterministic or not rate:
-                return x
-            return dropout(x, rate, self.make_rng("dropout"), first_segment)
+                return None  # everything
+            return kept(shape, rate, self.make_rng("dropout"), first_segment)
+
+        def drop(rate, x):
+            return dropout(x, rate, keep(rate, x.shape))
 
         # HF's tokens are R_1, s_1, a_1, R_2, ...; here they stand by kind, R_1 to R_K,
         # s_1 to s_K, a_1 to a_K: what is read of them lies together. Which tokens one
@@ -174,11 +177,11 @@ class DecisionTransformer(nn.Module):
         valid_BxT = jnp.tile(attention_mask > 0, (1, 3))
         mask_BxTxT = causal_TxT[None] & valid_BxT[:, None]
         for layer in range(self.n_layer - 1):
-            x_BxTxD = self._block(layer, x_BxTxD, mask_BxTxT, slice(None), drop)
+            x_BxTxD = self._block(layer, x_BxTxD, mask_BxTxT, slice(None), keep, drop)
         # What leaves the last block is read by the heads alone: without the other two,
         # its queries and MLP are needed at the state tokens only. Exact.
         read = slice(None) if all_heads else state_tokens
-        x_BxRxD = self._block(self.n_layer - 1, x_BxTxD, mask_BxTxT, read, drop)
+        x_BxRxD = self._block(self.n_layer - 1, x_BxTxD, mask_BxTxT, read, keep, drop)
         x_BxRxD = self._layer_norm("encoder.ln_f", self.layer_norm_epsilon)(x_BxRxD)
 
         x_BxKxD = x_BxRxD[:, state_tokens] if all_heads else x_BxRxD
@@ -195,15 +198,15 @@ class DecisionTransformer(nn.Module):
             self._dense("predict_return", 1)(x_BxKxD).astype(jnp.float32),
         )
 
-    def _block(self, layer, x_BxTxD, mask_BxTxT, read, drop):
+    def _block(self, layer, x_BxTxD, mask_BxTxT, read, keep, drop):
         """One pre-norm GPT-2 block; returns the tokens `read`, BxRxD."""
         name = f"encoder.h.{layer}"
         residual_std = self.initializer_range / math.sqrt(2 * self.n_layer)
 
         h_BxTxD = self._layer_norm(f"{name}.ln_1", self.layer_norm_epsilon)(x_BxTxD)
         q_k_v_BxTx3D = self._dense(f"{name}.attn.c_attn", 3 * self.hidden_size)(h_BxTxD)
-        q_BxTxHxC, k_BxTxHxC, v_BxTxHxC = (
-            part.reshape(*part.shape[:2], self.n_head, -1)
+        q_BxHxTxC, k_BxHxTxC, v_BxHxTxC = (
+            part.reshape(*part.shape[:2], self.n_head, -1).swapaxes(1, 2)
             for part in jnp.split(q_k_v_BxTx3D, 3, axis=-1)
         )
         scale = 1.0
@@ -211,18 +214,17 @@ class DecisionTransformer(nn.Module):
             scale /= math.sqrt(self.hidden_size // self.n_head)
         if self.scale_attn_by_inverse_layer_idx:
             scale /= layer + 1
-        scores_BxHxRxT = scale * jnp.einsum(
-            "brhc,bthc->bhrt", q_BxTxHxC[:, read], k_BxTxHxC
+        q_BxHxRxC, mask_BxRxT = q_BxHxTxC[:, :, read], mask_BxTxT[:, read]
+        h_BxHxRxC = attention(
+            q_BxHxRxC,
+            k_BxHxTxC,
+            v_BxHxTxC,
+            mask_BxRxT[:, None],
+            keep(self.attn_pdrop, (*q_BxHxRxC.shape[:3], mask_BxRxT.shape[-1])),
+            self.attn_pdrop,
+            scale,
         )
-        scores_BxHxRxT = jnp.where(
-            mask_BxTxT[:, None, read],
-            scores_BxHxRxT.astype(jnp.float32),
-            jnp.finfo(jnp.float32).min,
-        )
-        weights_BxHxRxT = jax.nn.softmax(scores_BxHxRxT).astype(self.dtype)
-        weights_BxHxRxT = drop(self.attn_pdrop, weights_BxHxRxT)
-        h_BxRxHxC = jnp.einsum("bhrt,bthc->brhc", weights_BxHxRxT, v_BxTxHxC)
-        h_BxRxD = h_BxRxHxC.reshape(*h_BxRxHxC.shape[:2], -1)
+        h_BxRxD = h_BxHxRxC.swapaxes(1, 2).reshape(*mask_BxRxT.shape[:2], -1)
         h_BxRxD = self._dense(f"{name}.attn.c_proj", self.hidden_size, residual_std)(
             h_BxRxD
         )
@@ -320,19 +322,67 @@ def _normalize_rows(x_NxD, epsilon):
     return x_NxD * inverse_std_Nx1, inverse_std_Nx1
 
 
-def dropout(x: jax.Array, rate: float, key: jax.Array, first_segment=0) -> jax.Array:
-    """Zero each element with probability `rate`, exact to 2^-32, and scale the rest.
+@partial(jax.custom_vjp, nondiff_argnums=(5, 6))
+def attention(q_BxHxRxC, k_BxHxTxC, v_BxHxTxC, mask_Bx1xRxT, keep_BxHxRxT, rate, scale):
+    """softmax(scale q k^T) v in float32, dropped out by `keep` (see `kept`), BxHxRxC.
 
-    The bits are a hash of the element's place in the whole batch, of which x begins at
-    `first_segment`, under two words of the key. It fuses into what uses it; threefry
+    Its gradient is written out below with FlashAttention's sum (Dao et al., 2022,
+    arXiv:2205.14135, B.2) and no product that XLA would have to transpose: 3 % of an
+    update on a CPU.
+    """
+    how = mask_Bx1xRxT, keep_BxHxRxT, rate, scale
+    return _attention_forward(q_BxHxRxC, k_BxHxTxC, v_BxHxTxC, *how)[0]
+
+
+def _attention_forward(q_BxHxRxC, k_BxHxTxC, v_BxHxTxC, mask, keep, rate, scale):
+    scores_BxHxRxT = scale * (q_BxHxRxC @ k_BxHxTxC.swapaxes(2, 3))
+    scores_BxHxRxT = scores_BxHxRxT.astype(jnp.float32)
+    least = jnp.finfo(jnp.float32).min
+    weights_BxHxRxT = jax.nn.softmax(jnp.where(mask, scores_BxHxRxT, least))
+    dropped_BxHxRxT = dropout(weights_BxHxRxT.astype(v_BxHxTxC.dtype), rate, keep)
+    out_BxHxRxC = dropped_BxHxRxT @ v_BxHxTxC
+    saved = q_BxHxRxC, k_BxHxTxC, v_BxHxTxC, mask, keep, weights_BxHxRxT, out_BxHxRxC
+    return out_BxHxRxC, saved
+
+
+def _attention_backward(rate, scale, saved, dout_BxHxRxC):
+    q_BxHxRxC, k_BxHxTxC, v_BxHxTxC, mask, keep, weights_BxHxRxT, out_BxHxRxC = saved
+    dtype = v_BxHxTxC.dtype
+    dropped_BxHxRxT = dropout(weights_BxHxRxT.astype(dtype), rate, keep)
+    dv_BxHxTxC = dropped_BxHxRxT.swapaxes(2, 3) @ dout_BxHxRxC
+    dweights_BxHxRxT = dropout(dout_BxHxRxC @ v_BxHxTxC.swapaxes(2, 3), rate, keep)
+    # Of a row's weights times their gradients the sum is that of out times its own.
+    sum_BxHxRx1 = (out_BxHxRxC * dout_BxHxRxC).astype(jnp.float32).sum(3, keepdims=True)
+    dscores_BxHxRxT = scale * weights_BxHxRxT * (dweights_BxHxRxT - sum_BxHxRx1)
+    dscores_BxHxRxT = jnp.where(mask, dscores_BxHxRxT, 0.0).astype(dtype)
+    dq_BxHxRxC = dscores_BxHxRxT @ k_BxHxTxC
+    dk_BxHxTxC = dscores_BxHxRxT.swapaxes(2, 3) @ q_BxHxRxC
+    return dq_BxHxRxC, dk_BxHxTxC, dv_BxHxTxC, None, None
+
+
+attention.defvjp(_attention_forward, _attention_backward)
+
+
+def dropout(x: jax.Array, rate: float, keep: jax.Array | None) -> jax.Array:
+    """x / (1 - rate) where `keep`, 0 elsewhere; x itself if `keep` is None."""
+    if keep is None:
+        return x
+    return jnp.where(keep, x / (1 - rate), jnp.zeros((), x.dtype))
+
+
+def kept(shape: tuple, rate: float, key: jax.Array, first_segment=0) -> jax.Array:
+    """Bools, each False with probability `rate`, exact to 2^-32.
+
+    The bits are a hash of the element's place in the whole batch, of which these begin
+    at `first_segment`, under two words of the key. It fuses into what uses it; threefry
     bits of every element cost a sixth of an update on a CPU.
     """
     first, second = jax.random.bits(key, (2,))
-    first += jnp.asarray(first_segment, jnp.uint32) * jnp.uint32(x.size // x.shape[0])
-    place = jax.lax.iota(jnp.uint32, x.size).reshape(x.shape)
+    size = math.prod(shape)
+    first += jnp.asarray(first_segment, jnp.uint32) * jnp.uint32(size // shape[0])
+    place = jax.lax.iota(jnp.uint32, size).reshape(shape)
     bits = _mix(_mix(place + first) ^ second)
-    keep = bits >= jnp.uint32(round(rate * 2**32))
-    return jnp.where(keep, x / (1 - rate), jnp.zeros((), x.dtype))
+    return bits >= jnp.uint32(round(rate * 2**32))
 
 
 def _mix(bits):

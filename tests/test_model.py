@@ -15,8 +15,9 @@ from dt_jax.hf_weights import export_hf, import_hf
 from dt_jax.model import (
     ACTIVATIONS,
     DecisionTransformer,
-    dropout,
+    attention,
     init_params,
+    kept,
     layer_norm,
 )
 
@@ -167,22 +168,22 @@ def test_dropout_drops_at_its_rate_and_scales_what_stays(field, module, beside, 
 
 @pytest.mark.parametrize("rate", [0.1, 0.5, 0.9])
 def test_dropout_masks_are_fair_and_independent(rate):
-    x = jnp.ones((64, 60, 128))
+    shape, size = (64, 60, 128), 64 * 60 * 128
     keys = [jax.random.fold_in(jax.random.key(0), number) for number in range(4)]
-    masks = np.stack([np.asarray(dropout(x, rate, key)) == 0 for key in keys])
-    error = np.sqrt(rate * (1 - rate) / x.size)
+    masks = np.stack([~np.asarray(kept(shape, rate, key)) for key in keys])
+    error = np.sqrt(rate * (1 - rate) / size)
     assert np.abs(masks.mean(axis=(1, 2, 3)) - rate).max() < 4 * error
     # No axis has a place that drops more often than chance (5 sigma of many places).
     for axis in ((1, 2), (1, 3), (2, 3)):
         places = masks.mean(axis=axis)
-        spread = np.sqrt(rate * (1 - rate) * places[0].size / x.size)
+        spread = np.sqrt(rate * (1 - rate) * places[0].size / size)
         assert np.abs(places - rate).max() < 5 * spread
     # Between keys, and between neighbours in each direction: no correlation.
     flat = masks.reshape(4, -1).astype(np.float64)
     pairs = [np.corrcoef(flat)[np.triu_indices(4, 1)]]
     for shift in (1, 2, 128, 128 * 60, 1 << 16):
         pairs.append([np.corrcoef(row[shift:], row[:-shift])[0, 1] for row in flat])
-    assert np.abs(np.concatenate(pairs)).max() < 5 / np.sqrt(x.size)
+    assert np.abs(np.concatenate(pairs)).max() < 5 / np.sqrt(size)
 
 
 def test_the_two_residual_dropouts_of_a_block_are_independent():
@@ -278,6 +279,56 @@ def test_the_gradient_of_layer_norm_is_the_one_jax_derives():
     for mine, theirs in zip(found, expected, strict=True):
         # Float32 sums of up to 16 terms of order one, in another order.
         np.testing.assert_allclose(mine, theirs, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("keep", "rate", "out", "dv", "dscores"),
+    [
+        # Out is the mean of 2 and 6; a weight's gradient is its value, less that mean.
+        (None, 0.0, 4.0, [0.5, 0.5], [0.5 * (2 - 4), 0.5 * (6 - 4)]),
+        # The second is dropped, the first counts twice.
+        ([True, False], 0.5, 2.0, [1.0, 0.0], [0.5 * (2 * 2 - 2), 0.5 * (0 - 2)]),
+    ],
+)
+def test_attention_on_paper(keep, rate, out, dv, dscores):
+    q, k, v = (
+        jnp.array(x, jnp.float32)[None, None, :, None] for x in ([1], [1, 1], [2, 6])
+    )
+    mask, keep = (
+        jnp.ones((1, 1, 1, 2), bool),
+        keep and jnp.array(keep)[None, None, None],
+    )
+    found, back = jax.vjp(
+        lambda q, k, v: attention(q, k, v, mask, keep, rate, 3.0), q, k, v
+    )
+    dq, dk, *rest = (np.ravel(x) for x in back(jnp.ones_like(found)))
+    np.testing.assert_allclose(np.ravel(found), [out], rtol=1e-6)
+    np.testing.assert_allclose(rest, [dv], rtol=1e-6)
+    np.testing.assert_allclose(dk, 3.0 * np.array(dscores), rtol=1e-6)
+    np.testing.assert_allclose(dq, 3.0 * sum(dscores), atol=1e-6)
+
+
+def test_the_gradient_of_attention_is_the_one_jax_derives():
+    def plainly(q, k, v):
+        scores = jnp.einsum("bhrc,bhtc->bhrt", 0.5 * q, k)
+        weights = jax.nn.softmax(jnp.where(mask, scores, jnp.finfo(jnp.float32).min))
+        return jnp.einsum("bhrt,bhtc->bhrc", jnp.where(keep, weights / 0.7, 0.0), v)
+
+    keys = jax.random.split(jax.random.key(0), 5)
+    arguments = [
+        jax.random.normal(key, (2, 3, rows, 4))
+        for key, rows in zip(keys, (5, 7, 7), strict=False)
+    ]
+    dout = jax.random.normal(keys[3], (2, 3, 5, 4))
+    keep = kept((2, 3, 5, 7), 0.3, keys[4])
+    mask = jnp.tri(5, 7, 2, bool)[None, None].at[..., 1, :].set(False)  # sees nothing
+    found = jax.vjp(lambda *x: attention(*x, mask, keep, 0.3, 0.5), *arguments)
+    expected = jax.vjp(plainly, *arguments)
+    # Float32 sums of up to 7 terms of order one, in another order.
+    close = partial(np.testing.assert_allclose, rtol=0, atol=1e-5)
+    close(found[0], expected[0])
+    for mine, theirs in zip(found[1](dout), expected[1](dout), strict=True):
+        close(mine, theirs)
 
 
 @pytest.mark.parametrize(
