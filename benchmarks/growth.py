@@ -13,6 +13,7 @@ products) a second; writes growth.json and growth.png here.
 import argparse
 import dataclasses
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -21,6 +22,8 @@ from contextlib import closing
 from pathlib import Path
 
 import numpy as np
+
+from dt_jax.process import HUGE_PAGES
 
 HERE = Path(__file__).parent
 BASE = {
@@ -56,8 +59,11 @@ def main():
         for size in sizes:
             point = json.dumps({**BASE, quantity: size})
             command = [sys.executable, "-m", "benchmarks.growth", "--measure", point]
+            environment = {**os.environ, **HUGE_PAGES}  # as main.py has them
             found = json.loads(
-                subprocess.run(command, check=True, capture_output=True).stdout
+                subprocess.run(
+                    command, check=True, capture_output=True, env=environment
+                ).stdout
             )
             table[quantity][size] = found
             print(
@@ -192,18 +198,27 @@ def draw(table, path):
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(12, 5.5), layout="constrained")
-    axes = figure.subplots(2, 3).ravel()
+    axes = figure.subplots(2, 3, sharey=True).ravel()
     for quantity, ax in zip(table, axes, strict=False):
         sizes = [int(size) for size in table[quantity]]
-        rates = [point["updates"] for point in table[quantity].values()]
-        ax.loglog(sizes, rates, marker="o")
+        points = list(table[quantity].values())
+        ax.semilogx(sizes, [point["gflops"] for point in points], marker="o")
         ax.set_xticks(sizes, [f"{size:,}" for size in sizes])
         ax.minorticks_off()
-        ax.set(xlabel=quantity, ylabel="updates a second")
+        ax.set_xlabel(quantity)
         ax.grid(alpha=0.3)
-        for size, rate in zip(sizes, rates, strict=True):
-            ax.annotate(f"{rate:.3g}", (size, rate), (0, 6), textcoords="offset points")
-        ax.margins(y=0.25)
+        ax.margins(x=0.1)
+        for size, point in zip(sizes, points, strict=True):
+            ax.annotate(
+                f"{point['updates']:.3g}",
+                (size, point["gflops"]),
+                (0, 6),
+                textcoords="offset points",
+                ha="center",
+            )
+    # One scale for all, from 0, with room for what is written above the points.
+    axes[0].set_ylim(0, 1.15 * axes[0].get_ylim()[1])
+    figure.supylabel("GFLOP of matrix products a second; at the points, updates")
     axes[-1].axis("off")
     figure.savefig(path, dpi=120)
 
