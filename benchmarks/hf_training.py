@@ -68,8 +68,8 @@ def save_dataset(path):
     )
 
 
-def train_ours(data, workdir, seed, updates):
-    """The loss of every update."""
+def train_ours(data, workdir, seed, updates, *flags):
+    """The loss of every update, with configs/base.py and more flags."""
     subprocess.run(
         [
             sys.executable,
@@ -80,6 +80,7 @@ def train_ours(data, workdir, seed, updates):
             f"--config.seed={seed}",
             f"--config.train.max_steps={updates}",
             "--config.train.logging_steps=1",
+            *flags,
         ],
         cwd=ROOT,
         check=True,

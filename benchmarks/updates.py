@@ -54,9 +54,10 @@ def main():
     parser.add_argument("--jax-corl", type=Path, default=Path("runs/JAX-CORL"))
     parser.add_argument("--serve", choices=WAYS, help=argparse.SUPPRESS)
     parser.add_argument("--data", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--changes", type=json.loads, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.serve:
-        serve(args.serve, args.data, args.jax_corl)
+        serve(args.serve, args.data, args.jax_corl, args.changes)
         return
     table = {}
     for dims in args.dims:
@@ -117,11 +118,15 @@ def measure(path, rounds, jax_corl):
     return rates, float(np.mean(waited))
 
 
-def start(way, path, jax_corl):
-    """Yields when the process is ready, then what each round gave that is asked for."""
+def start(way, path, jax_corl="", changes=None):
+    """Yields when the process is ready, then what each round gave that is asked for.
+
+    `changes`: {config key: value} of ours, else as configs/base.py has them.
+    """
     command = [sys.executable, "-m", "benchmarks.updates", "--serve", way]
+    options = ["--jax-corl", jax_corl, "--changes", json.dumps(changes or {})]
     process = subprocess.Popen(
-        [*command, "--data", path, "--jax-corl", jax_corl],
+        [*command, "--data", path, *options],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -138,14 +143,14 @@ def start(way, path, jax_corl):
         process.wait()
 
 
-def serve(way, path, jax_corl):
+def serve(way, path, jax_corl, changes):
     """Train for a round whenever a line comes in; prints [updates a second, waited]."""
     waits = []
     updates = {
         "notebook": partial(hf_updates, path, loader=True),
         "NumPy collator": partial(hf_updates, path, loader=False),
         "JAX-CORL": partial(jax_corl_updates, path, jax_corl / "algos" / "dt.py"),
-        "dt-jax": partial(our_updates, path, waits),
+        "dt-jax": partial(our_updates, path, waits, changes),
     }[way]()
     next(updates)
     next(updates)
@@ -160,7 +165,7 @@ def serve(way, path, jax_corl):
         print(json.dumps([made / took, sum(waits) / took]), flush=True)
 
 
-def our_updates(path, waits):
+def our_updates(path, waits, changes):
     """Train as train.py does; yields how many updates each call has finished.
 
     `waits` collects the seconds between asking for a call's input and having it.
@@ -168,14 +173,17 @@ def our_updates(path, waits):
     import jax
 
     from configs.base import get_config
-    from dt_jax.feed import Feed
+    from dt_jax.feed import Feed, choose_placement, memory_plan
     from dt_jax.train import _Run
     from dt_jax.train_step import make_train_call, replicate
 
     config = get_config()
     config.data.path, config.train.max_steps = str(path), 100_000
-    run = _Run(config, path)
-    feed = Feed(run.sampler, "host", "float32")
+    config.update_from_flattened_dict(changes)
+    run, store_dtype = _Run(config, path), config.data.store_dtype
+    plan = memory_plan(run.sampler, config.train.updates_per_call, 0, store_dtype)
+    placement, _ = choose_placement(config.data.placement, plan)
+    feed = Feed(run.sampler, placement, store_dtype)
     call = make_train_call(
         run.model,
         run.optimizer,
