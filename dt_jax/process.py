@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a process needs before it imports JAX: memory in huge pages, and a folder.
+"""What a process needs of its system: memory, and a folder.
 
-What XLA has compiled is kept in the folder for the next start.
+Before JAX is imported: huge pages, and the folder in which what XLA has compiled is
+kept for the next start. Now and then: freed memory goes back.
 """
 
+import ctypes
 import os
 import sys
 from contextlib import suppress
@@ -24,6 +26,15 @@ def use_huge_pages() -> None:
     if sys.platform == "linux" and HUGE_PAGES.keys().isdisjoint(os.environ):
         os.environ.update(HUGE_PAGES)
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
+def give_back_memory() -> None:
+    """Return to the system what has been freed, where the allocator is glibc's.
+
+    It keeps that in pieces, and of a long run ever more of them.
+    """
+    with suppress(AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def keep_compiled() -> None:

@@ -35,6 +35,7 @@ from dt_jax.metrics import Meter, MetricWriter, read_metrics
 from dt_jax.model import DecisionTransformer, init_params, model_fields
 from dt_jax.optimizer import make_optimizer, make_schedule
 from dt_jax.page import write_page
+from dt_jax.process import give_back_memory
 from dt_jax.readers import load_trajectories, save_trajectories
 from dt_jax.segments import SegmentSampler
 from dt_jax.train_step import (
@@ -365,6 +366,7 @@ def _loop(run, feed, state, meter, checkpoints):
                             "meter": meter.state(),
                         },
                     )
+                give_back_memory()
                 if stop:
                     break
         if first:

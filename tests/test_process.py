@@ -3,13 +3,15 @@
 
 import json
 import os
+import platform
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from dt_jax.process import HUGE_PAGES, keep_compiled
+from dt_jax.process import HUGE_PAGES, give_back_memory, keep_compiled
 
 RESTART = """
 import json, os, sys
@@ -36,6 +38,22 @@ def test_a_process_gets_huge_pages_unless_the_user_says_otherwise(given):
     assert setting == (given or HUGE_PAGES)["GLIBC_TUNABLES"]
     assert arguments == ["--flag=a b", "c"]  # nothing is lost on the way
     assert first == last  # nor does who has started it have to look for it
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's doing")
+def test_what_is_freed_goes_back_to_the_system():
+    def megabytes():
+        status = Path("/proc/self/status").read_text()
+        return int(re.search(r"RssAnon:\s+(\d+)", status)[1]) / 1000
+
+    # 120 MB, each block too small for a map of its own; one stays at the far end.
+    blocks = [b"x" * 60_000 for _ in range(2000)]
+    last = blocks.pop()
+    blocks.clear()
+    kept = megabytes()
+    give_back_memory()
+    assert kept - megabytes() > 100
+    assert len(last) == 60_000
 
 
 def test_what_a_kill_cut_short_is_removed(tmp_path, monkeypatch):
