@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from configs import base, notebook
+from configs import base, fast, notebook
 from dt_jax import train
 from dt_jax.readers import save_trajectories
 
@@ -123,14 +123,15 @@ def test_every_key_is_read(tmp_path):
     assert flat(config).keys() - read == {"train.nobody_reads_this"}
 
 
-def test_the_notebooks_config_changes_keys_that_exist():
-    defaults, changed = flat(base.get_config()), flat(notebook.get_config())
+@pytest.mark.parametrize("file", [notebook, fast])
+def test_a_config_changes_keys_that_exist(file):
+    defaults, changed = flat(base.get_config()), flat(file.get_config())
     assert changed.keys() == defaults.keys()
     for key, value in changed.items():
         assert type(value) is type(defaults[key]), key
 
 
-@pytest.mark.parametrize("file", [base, notebook])
+@pytest.mark.parametrize("file", [base, notebook, fast])
 def test_the_defaults_are_the_notebooks_recipe(file):
     recipe = """
         data.context_length 20, data.max_ep_len 985, data.return_scale 1000.0,
