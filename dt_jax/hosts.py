@@ -134,8 +134,9 @@ def alive():
             raise
         cause = " ".join(str(error).split())[:200]
         print(
-            f"error: process {jax.process_index()} has lost another one ({cause}); its "
-            "output tells why; the same command goes on from the last checkpoint",
+            # On a line of its own, not behind the progress bar.
+            f"\nerror: process {jax.process_index()} has lost another one ({cause}); "
+            "its output tells why; the same command goes on from the last checkpoint",
             file=sys.stderr,
         )
         raise SystemExit(LOST) from None

@@ -151,6 +151,8 @@ def test_without_a_signal_all_is_as_before():
 def test_a_forked_worker_that_is_terminated_does_not_end_its_parent():
     done, _ = run(
         f"""{HEADER}
+import warnings
+warnings.simplefilter("ignore")  # from Python 3.12 on: to fork beside threads is risky
 interruption.watch()
 if not (pid := os.fork()):
     send(signal.SIGTERM)

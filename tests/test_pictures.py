@@ -62,7 +62,7 @@ def players(request):
     days_D = np.arange("2020-01-01", "2020-04-01", dtype="datetime64[D]")
     dates_DxE = np.stack([days_D, days_D], axis=1).astype(str)
     if request.param == "other days":
-        dates_DxE[:, 1] = (days_D + 7).astype(str)
+        dates_DxE[:, 1] = (days_D + np.timedelta64(7, "D")).astype(str)
         dates_DxE[len(days_D) // 2 :, 1] = ""
     rest = (np.zeros(2), np.ones(2, int))
     actors = [
