@@ -26,7 +26,7 @@ import numpy as np
 from configs import base
 from dt_jax import train
 from dt_jax.metrics import read_metrics
-from dt_jax.process import use_huge_pages
+from dt_jax.process import give_back_memory, use_huge_pages
 
 HERE = Path(__file__).parent
 WARM_UP = 1 / 4  # of the time, for caches and allocators to fill
@@ -69,6 +69,7 @@ def soak(workdir: Path, seconds: float, updates: int, changes: dict) -> dict:
             # the one before compiled waits in JAX's caches and Python's cycles.
             jax.clear_caches()
             gc.collect()
+            give_back_memory()
     records = read_metrics(workdir / "metrics.jsonl")
     logging_steps = config.train.logging_steps
     expected = range(logging_steps, config.train.max_steps + 1, logging_steps)
