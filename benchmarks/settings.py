@@ -71,7 +71,7 @@ def measure(folder, settings, rounds):
         for _ in range(rounds):
             for name, process in processes.items():
                 rates[name].append(next(process)[0])
-                time.sleep(3.0)  # until the call in flight is over
+                time.sleep(6.0)  # until the call in flight is over
     return rates
 
 

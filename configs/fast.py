@@ -1,7 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
 """The base recipe for a GPU or TPU, as fast as we know how.
 
-python main.py --config configs/fast.py --config.data.path=data/dataset
+    python main.py --config configs/fast.py --config.data.path=data/dataset
+
+What each change gives and costs, measured on two CPU cores (`python -m
+benchmarks.settings`): updates a second at 3941/394, and the final loss on another
+dataset, the mean of three seeds with the lowest and the highest. All but the first have
+the store on the device.
+
+    setting                     updates/s    final loss
+    configs/base.py                 13.8    0.20985 [0.20645, 0.21203]
+    data.placement=device           15.1    0.20985 [0.20645, 0.21203]
+    data.store_dtype=bfloat16       11.9    0.20985 [0.20646, 0.21202]
+    model.dtype=bfloat16            11.4    0.20984 [0.20644, 0.21202]
+    train.updates_per_call=40       15.2    0.20985 [0.20645, 0.21203]
+    configs/fast.py                  9.6    0.20984 [0.20644, 0.21202]
+
+The loss does not tell bfloat16 from float32: what it changes is a hundredth of what the
+seed does. On a CPU it is slower, so take configs/base.py there. Not measured on a GPU
+yet.
 """
 
 from ml_collections import ConfigDict
