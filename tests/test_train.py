@@ -224,6 +224,13 @@ def test_the_loss_falls_on_data_that_can_be_learned(complete):
     assert np.mean(losses[-6:]) < 0.5 * np.mean(losses[:6])
 
 
+def test_records_hold_the_rate_of_their_update(complete):
+    rises, falls = np.arange(4) / 4, 1 - np.arange(UPDATES - 4) / (UPDATES - 4)
+    logged = [record["learning_rate"] for record in records_of(complete)]
+    # ceil(0.1 * 36) = 4 updates of warmup from 0, then linearly to 0; float32.
+    np.testing.assert_allclose(logged, 0.01 * np.append(rises, falls), rtol=1e-6)
+
+
 def test_records_hold_the_loss_of_every_update(complete, dataset):
     config = make_config(dataset)
     trajectories = load_trajectories(dataset)
