@@ -324,11 +324,11 @@ def _normalize_rows(x_NxD, epsilon):
 
 @partial(jax.custom_vjp, nondiff_argnums=(5, 6))
 def attention(q_BxHxRxC, k_BxHxTxC, v_BxHxTxC, mask_Bx1xRxT, keep_BxHxRxT, rate, scale):
-    """softmax(scale q k^T) v in float32, dropped out by `keep` (see `kept`), BxHxRxC.
+    """softmax(scale q k^T) v where `mask` is True, its weights dropped out by `keep`.
 
-    Its gradient is written out below with FlashAttention's sum (Dao et al., 2022,
-    arXiv:2205.14135, B.2) and no product that XLA would have to transpose: 3 % of an
-    update on a CPU.
+    The softmax is in float32, what comes out BxHxRxC in the dtype of v. The gradient is
+    written out below with FlashAttention's sum (Dao et al., 2022, arXiv:2205.14135,
+    B.2) and no product that XLA would have to transpose: 3 % of an update on a CPU.
     """
     how = mask_Bx1xRxT, keep_BxHxRxT, rate, scale
     return _attention_forward(q_BxHxRxC, k_BxHxTxC, v_BxHxTxC, *how)[0]
