@@ -352,7 +352,8 @@ def _attention_backward(rate, scale, saved, dout_BxHxRxC):
     dv_BxHxTxC = dropped_BxHxRxT.swapaxes(2, 3) @ dout_BxHxRxC
     dweights_BxHxRxT = dropout(dout_BxHxRxC @ v_BxHxTxC.swapaxes(2, 3), rate, keep)
     # Of a row's weights times their gradients the sum is that of out times its own.
-    sum_BxHxRx1 = (out_BxHxRxC * dout_BxHxRxC).astype(jnp.float32).sum(3, keepdims=True)
+    products_BxHxRxC = out_BxHxRxC.astype(jnp.float32) * dout_BxHxRxC
+    sum_BxHxRx1 = products_BxHxRxC.sum(3, keepdims=True)
     dscores_BxHxRxT = scale * weights_BxHxRxT * (dweights_BxHxRxT - sum_BxHxRx1)
     dscores_BxHxRxT = jnp.where(mask, dscores_BxHxRxT, 0.0).astype(dtype)
     dq_BxHxRxC = dscores_BxHxRxT @ k_BxHxTxC
