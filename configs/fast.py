@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The base recipe for a GPU or TPU, as fast as we know how.
+"""The base recipe with bfloat16, meant for a GPU or TPU; not measured there yet.
 
     python main.py --config configs/fast.py --config.data.path=data/dataset
 
 What each change gives and costs, measured on two CPU cores (`python -m
-benchmarks.settings`): updates a second at 3941/394, and the final loss on another
-dataset, the mean of three seeds with the lowest and the highest. All but the first have
-the store on the device.
+benchmarks.settings`): updates a second at 3941/394, medians of five rounds that vary
+by a fifth and more, and the final loss on another dataset, the mean of three seeds with
+the lowest and the highest. All but the first have the store on the device.
 
     setting                     updates/s    final loss
     configs/base.py                 13.8    0.20985 [0.20645, 0.21203]
@@ -16,9 +16,8 @@ the store on the device.
     train.updates_per_call=40       15.2    0.20985 [0.20645, 0.21203]
     configs/fast.py                  9.6    0.20984 [0.20644, 0.21202]
 
-The loss does not tell bfloat16 from float32: what it changes is a hundredth of what the
-seed does. On a CPU it is slower, so take configs/base.py there. Not measured on a GPU
-yet.
+The loss does not tell bfloat16 from float32: what it changes is less than a hundredth of
+what the seed does. On a CPU it is slower, so take configs/base.py there.
 """
 
 from ml_collections import ConfigDict
@@ -30,8 +29,8 @@ def get_config() -> ConfigDict:
     config = base.get_config()
     # Layers compute in bfloat16; weights, their sums and the loss stay float32.
     config.model.dtype = "bfloat16"
-    # Half the memory for the store, and half the bytes an update reads.
+    # Of the states in the store: half the memory, half the bytes an update reads.
     config.data.store_dtype = "bfloat16"
-    # A call is then a few tens of milliseconds: the host has time to look.
+    # The fewer the calls, the less an accelerator waits for the host.
     config.train.updates_per_call = 40
     return config
