@@ -16,8 +16,8 @@ the lowest and the highest. All but the first have the store on the device.
     train.updates_per_call=40       15.2    0.20985 [0.20645, 0.21203]
     configs/fast.py                  9.6    0.20984 [0.20644, 0.21202]
 
-The loss does not tell bfloat16 from float32: what it changes is less than a hundredth of
-what the seed does. On a CPU it is slower, so take configs/base.py there.
+The loss does not tell bfloat16 from float32: what it changes is less than a hundredth
+of what the seed does. On a CPU it is slower, so take configs/base.py there.
 """
 
 from ml_collections import ConfigDict
