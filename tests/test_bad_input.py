@@ -248,7 +248,7 @@ def pickled(at):
 NAN, INF = float("nan"), float("inf")
 MINE = "--config={at}/mine.py --mode=inspect"
 DATA, RUN, HF = "data.path={at}/data: ", "--workdir={at}/run", "{at}/run/hf"
-ARROW, STATES = "data-00000-of-00001.arrow", "run/checkpoints/*/state/**/d/*"
+ARROW, STATES = "data-00000-of-00001.arrow", "run/checkpoints/*/state/*/[0-9]*"
 NEW_FROM_RUN = "--workdir={at}/new train.init_from={at}/run"
 NEW_FROM_HF = NEW_FROM_RUN + "/hf"
 NONE_GOOD = "{at}/run/checkpoints: none of the checkpoints [1, 2] is good (2: "
