@@ -1,21 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """Checkpoints with orbax: the train state, what belongs to it, and proof of both.
 
-In and out go trees of NumPy arrays (free of devices and hosts) and one JSON object.
-A digest for each array is kept beside it, because orbax restores a flipped byte without
-an error; a step that is proven damaged is passed over for the one before. A step that
-could not be read, or not be saved, is an OSError of one line and costs no other step.
+In and out go trees of NumPy arrays (free of devices and hosts) and one JSON object. On
+disk all arrays are one array of bytes; the object, the record, tells where each begins.
+It has a digest of the bytes and one of itself: orbax restores a flipped byte without an
+error. A step proven damaged is passed over for the one before. A step that could not be
+read, or not be saved, is an OSError of one line and costs no other step.
 """
 
 import json
+import math
 import os
 import re
 import shutil
-import sys
 import tempfile
 from contextlib import closing, contextmanager
 from functools import cache
-from logging import getLogger
 from pathlib import Path
 from typing import NamedTuple
 
@@ -94,9 +94,6 @@ class Checkpoints:
         if not read_only:
             self._folder.mkdir(parents=True, exist_ok=True)
         mine = jax.process_index()  # of many processes, each has its own manager
-        alone = ocp.options.MultiprocessingOptions(
-            primary_host=mine, active_processes={mine}
-        )
         self._manager = ocp.CheckpointManager(
             self._folder,
             options=ocp.CheckpointManagerOptions(
@@ -106,16 +103,11 @@ class Checkpoints:
                 create=False,
                 # Else it looks into steps that a run may be deleting at that moment.
                 lightweight_initialize=read_only,
-                multiprocessing_options=alone,
-            ),
-            item_handlers={
-                # A folder for each array. For its other format, OCDBT, orbax asks
-                # tensorstore for `Spec.to_json()`, which keeps 60 kB a save for ever.
-                "state": ocp.StandardCheckpointHandler(
-                    multiprocessing_options=alone, use_ocdbt=False
+                multiprocessing_options=ocp.options.MultiprocessingOptions(
+                    primary_host=mine, active_processes={mine}
                 ),
-                "record": ocp.JsonCheckpointHandler(multiprocessing_options=alone),
-            },
+            ),
+            item_names=("state", "record"),
         )
         _leave_out_what_is_raised()
 
@@ -130,16 +122,18 @@ class Checkpoints:
         if step in self._manager.all_steps():
             return
         # The copy comes first: the caller's next step donates these buffers.
-        arrays = {path: np.array(leaf) for path, leaf in flatten(tree).items()}
-        digests = _digests(arrays, record)
+        packed, layout = _pack(tree)
+        record = {**record, "layout": layout}
         with self._told():
             # Where no folder can be made, orbax waits for it five minutes.
             os.rmdir(tempfile.mkdtemp(suffix=".trial", dir=self._folder))
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
-                    state=ocp.args.StandardSave(arrays),
-                    record=ocp.args.JsonSave({**record, "digests": digests}),
+                    state=ocp.args.StandardSave({"bytes": packed}),
+                    record=ocp.args.JsonSave(
+                        {**record, "digests": _digests(packed, record)}
+                    ),
                 ),
             )
 
@@ -223,14 +217,12 @@ class Checkpoints:
                 state=ocp.args.StandardRestore(), record=ocp.args.JsonRestore()
             ),
         )
-        record = restored["record"]
-        digests = record.pop("digests")
-        arrays = {path: np.asarray(leaf) for path, leaf in restored["state"].items()}
-        found = _digests(arrays, record)
-        wrong = [p for p in digests.keys() | found if digests.get(p) != found.get(p)]
-        if wrong:
-            raise ValueError(f"{min(wrong)} differs from what was saved")
-        return Checkpoint(step, arrays, record)
+        packed, record = np.asarray(restored["state"]["bytes"]), restored["record"]
+        expected, found = record.pop("digests"), _digests(packed, record)
+        for item in expected:
+            if found[item] != expected[item]:
+                raise ValueError(f"its {item} differs from what was saved")
+        return Checkpoint(step, _unpack(packed, record.pop("layout")), record)
 
 
 def flatten(tree) -> dict:
@@ -284,24 +276,31 @@ def _leave_out_what_is_raised() -> None:
 
     From now on and in the whole process: some come as late as its end.
     """
-    hook = sys.unraisablehook
-
-    def report(unraisable):
-        # Of the many reads or writes of one step that fail together, all but the first.
-        if str(unraisable.exc_value) != "Event loop is closed":
-            hook(unraisable)
-
-    sys.unraisablehook = report
     logging.get_absl_logger().addFilter(lambda log: "orbax" not in log.pathname)
-    getLogger("asyncio").addFilter(lambda log: "local file" not in log.getMessage())
 
 
-def _digests(arrays, record) -> dict[str, str]:
-    """A digest of each array, with its type and shape, and one of the record."""
+def _pack(tree) -> tuple[np.ndarray, dict]:
+    """All leaves' bytes in one array, and {path: [dtype, shape]} in their order.
+
+    One, because an array costs orbax a millisecond, however small it is, and because
+    tensorstore 0.1 never frees some strings that it makes for each.
+    """
+    arrays = jax.device_get(flatten(tree))
+    layout = {path: [str(x.dtype), list(x.shape)] for path, x in arrays.items()}
+    pieces = [np.ascontiguousarray(x).reshape(-1) for x in arrays.values()]
+    return np.concatenate([piece.view(np.uint8) for piece in pieces]), layout
+
+
+def _unpack(packed, layout) -> dict[str, np.ndarray]:
+    arrays, end = {}, 0
+    for path, (dtype, shape) in layout.items():
+        start, end = end, end + math.prod(shape) * np.dtype(dtype).itemsize
+        # A copy of its own: aligned, and free to outlive the others.
+        arrays[path] = packed[start:end].copy().view(dtype).reshape(shape)
+    return arrays
+
+
+def _digests(packed, record) -> dict[str, str]:
     written = json.dumps(record, sort_keys=True).encode()
-    digests = {"record": xxhash.xxh3_128_hexdigest(written)}
-    for path, array in arrays.items():
-        digest = xxhash.xxh3_128(f"{array.dtype}{array.shape}".encode())
-        digest.update(np.ascontiguousarray(array).view(np.uint8))
-        digests[path] = digest.hexdigest()
-    return digests
+    parts = {"state": packed, "record": written}
+    return {item: xxhash.xxh3_128_hexdigest(part) for item, part in parts.items()}
