@@ -1,15 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Checkpoints with orbax: the train state, what belongs to it, and proof of both.
 
-In and out go trees of NumPy arrays (free of devices and hosts) and one JSON object. On
-disk all arrays are one array of bytes; the object, the record, tells where each begins.
-It has a digest of the bytes and one of itself: orbax restores a flipped byte without an
-error. A step proven damaged is passed over for the one before. A step that could not be
-read, or not be saved, is an OSError of one line and costs no other step.
+In and out go trees of NumPy arrays (free of devices and hosts) and one JSON object, the
+record. On disk all arrays are one: the bytes of a safetensors file. The record has
+digests of both, because orbax restores a flipped byte without an error. A step proven
+damaged is passed over for the one before. A step that could not be read, or not be
+saved, is an OSError of one line and costs no other step.
 """
 
 import json
-import math
 import os
 import re
 import shutil
@@ -22,6 +21,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+import safetensors.numpy
 import xxhash
 from absl import logging
 
@@ -122,8 +122,7 @@ class Checkpoints:
         if step in self._manager.all_steps():
             return
         # The copy comes first: the caller's next step donates these buffers.
-        packed, layout = _pack(tree)
-        record = {**record, "layout": layout}
+        packed = _pack(tree)
         with self._told():
             # Where no folder can be made, orbax waits for it five minutes.
             os.rmdir(tempfile.mkdtemp(suffix=".trial", dir=self._folder))
@@ -222,7 +221,7 @@ class Checkpoints:
         for item in expected:
             if found[item] != expected[item]:
                 raise ValueError(f"its {item} differs from what was saved")
-        return Checkpoint(step, _unpack(packed, record.pop("layout")), record)
+        return Checkpoint(step, safetensors.numpy.load(packed.tobytes()), record)
 
 
 def flatten(tree) -> dict:
@@ -279,25 +278,16 @@ def _leave_out_what_is_raised() -> None:
     logging.get_absl_logger().addFilter(lambda log: "orbax" not in log.pathname)
 
 
-def _pack(tree) -> tuple[np.ndarray, dict]:
-    """All leaves' bytes in one array, and {path: [dtype, shape]} in their order.
+def _pack(tree) -> np.ndarray:
+    """All leaves as one array, the bytes of a safetensors file.
 
     One, because an array costs orbax a millisecond, however small it is, and because
     tensorstore 0.1 never frees some strings that it makes for each.
     """
-    arrays = jax.device_get(flatten(tree))
-    layout = {path: [str(x.dtype), list(x.shape)] for path, x in arrays.items()}
-    pieces = [np.ascontiguousarray(x).reshape(-1) for x in arrays.values()]
-    return np.concatenate([piece.view(np.uint8) for piece in pieces]), layout
-
-
-def _unpack(packed, layout) -> dict[str, np.ndarray]:
-    arrays, end = {}, 0
-    for path, (dtype, shape) in layout.items():
-        start, end = end, end + math.prod(shape) * np.dtype(dtype).itemsize
-        # A copy of its own: aligned, and free to outlive the others.
-        arrays[path] = packed[start:end].copy().view(dtype).reshape(shape)
-    return arrays
+    leaves = jax.device_get(flatten(tree))
+    # It takes arrays alone, and their bytes as they lie.
+    arrays = {path: np.asarray(leaf, order="C") for path, leaf in leaves.items()}
+    return np.frombuffer(safetensors.numpy.save(arrays), np.uint8)
 
 
 def _digests(packed, record) -> dict[str, str]:
