@@ -114,9 +114,9 @@ def load_both(folder, dims):
     """HF's script and our policy, of one folder with weights drawn at random."""
     import jax
 
-    from dt_jax.hf_weights import export_hf
-    from dt_jax.model import DecisionTransformer, init_params
-    from dt_jax.policy import Policy
+    from dt_jax.acting.policy import Policy
+    from dt_jax.model.decision_transformer import DecisionTransformer, init_params
+    from dt_jax.model.hf_weights import export_hf
 
     state_dim, act_dim = map(int, dims.split("/"))
     model = DecisionTransformer(state_dim=state_dim, act_dim=act_dim)

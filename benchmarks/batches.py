@@ -40,8 +40,8 @@ def main():
 
     import datasets
 
-    from dt_jax.readers import load_trajectories
-    from dt_jax.trajectories import Trajectories
+    from dt_jax.data.readers import load_trajectories
+    from dt_jax.data.trajectories import Trajectories
 
     mapped = load_trajectories(args.folder)
     in_memory = [
@@ -143,7 +143,7 @@ def drop_pages(trajectories, folder):
 
 
 def sampler_of(trajectories):
-    from dt_jax.segments import SegmentSampler
+    from dt_jax.data.segments import SegmentSampler
 
     return SegmentSampler(
         trajectories,
@@ -158,7 +158,7 @@ def sampler_of(trajectories):
 
 def in_shards(episodes):
     """The same trajectories in 18 arrays."""
-    from dt_jax.trajectories import Trajectories
+    from dt_jax.data.trajectories import Trajectories
 
     parts = [episodes[part::18] for part in range(18)]
     lengths = np.full(len(episodes), 100)

@@ -31,7 +31,7 @@ def main():
         print(json.dumps(measure(args.folder)))
         return
     if not args.folder.exists():
-        from dt_jax.readers import save_trajectories
+        from dt_jax.data.readers import save_trajectories
 
         start = time.perf_counter()
         save_trajectories(args.folder, episodes(args.trajectories))
@@ -58,8 +58,8 @@ def episodes(count):
 
 def measure(folder):
     """Open and sample once, in a process that has done nothing else."""
-    from dt_jax.readers import load_trajectories
-    from dt_jax.segments import SegmentSampler
+    from dt_jax.data.readers import load_trajectories
+    from dt_jax.data.segments import SegmentSampler
 
     start = time.perf_counter()
     trajectories = load_trajectories(folder)

@@ -67,7 +67,7 @@ def main():
             rates[name].append(made / (time.perf_counter() - start))
     for updates, _ in ways.values():
         updates.close()
-    from dt_jax.model import DecisionTransformer
+    from dt_jax.model.decision_transformer import DecisionTransformer
 
     model = DecisionTransformer(state_dim=STATE_DIM, act_dim=ACT_DIM)
     flops = flops_of_update(model, BATCH_SIZE, CONTEXT_LENGTH)
@@ -92,7 +92,7 @@ def main():
 
 
 def simulate(count):
-    from dt_jax.trajectories import Trajectories
+    from dt_jax.data.trajectories import Trajectories
 
     rng = np.random.default_rng(0)
     lengths = np.full(count, NUM_STEPS)
@@ -117,14 +117,14 @@ def ours(
     """Train as train.py does; yields how many updates each call has finished."""
     import jax
 
-    from configs.base import get_config
-    from dt_jax.feed import Feed
-    from dt_jax.model import DecisionTransformer, init_params
-    from dt_jax.optimizer import make_optimizer
-    from dt_jax.segments import SegmentSampler
-    from dt_jax.train_step import init_state, make_train_call, replicate
+    from dt_jax.config import default_config
+    from dt_jax.data.segments import SegmentSampler
+    from dt_jax.model.decision_transformer import DecisionTransformer, init_params
+    from dt_jax.training.feed import Feed
+    from dt_jax.training.optimizer import make_optimizer
+    from dt_jax.training.train_step import init_state, make_train_call, replicate
 
-    config = get_config()
+    config = default_config()
     sampler = SegmentSampler(
         trajectories,
         batch_size=BATCH_SIZE,
@@ -206,7 +206,7 @@ def torch_updates(trajectories, compiled):
 
 def large_model(trajectories):
     """FLOP/s of the matrix products of the large model."""
-    from dt_jax.model import DecisionTransformer
+    from dt_jax.model.decision_transformer import DecisionTransformer
 
     fields = {"hidden_size": 1024, "n_layer": 12, "n_head": 16, "dtype": "bfloat16"}
     updates = ours(trajectories, "device", "bfloat16", fields, 64, 4)

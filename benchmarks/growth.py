@@ -23,7 +23,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dt_jax.process import HUGE_PAGES
+from dt_jax.system.process import HUGE_PAGES
 
 HERE = Path(__file__).parent
 BASE = {
@@ -79,14 +79,14 @@ def measure(batch_size, context_length, hidden_size, state_dim, trajectories):
     """Updates and segments a second, and the GFLOP/s of the matrix products."""
     import jax
 
-    from configs.base import get_config
-    from dt_jax.feed import Feed
-    from dt_jax.model import DecisionTransformer, init_params
-    from dt_jax.optimizer import make_optimizer
-    from dt_jax.segments import SegmentSampler
-    from dt_jax.train_step import init_state, make_train_call, replicate
+    from dt_jax.config import default_config
+    from dt_jax.data.segments import SegmentSampler
+    from dt_jax.model.decision_transformer import DecisionTransformer, init_params
+    from dt_jax.training.feed import Feed
+    from dt_jax.training.optimizer import make_optimizer
+    from dt_jax.training.train_step import init_state, make_train_call, replicate
 
-    config = get_config()
+    config = default_config()
     sampler = SegmentSampler(
         simulate(trajectories, state_dim),
         batch_size=batch_size,
@@ -139,8 +139,8 @@ def measure(batch_size, context_length, hidden_size, state_dim, trajectories):
 
 def simulate(count, state_dim):
     """Trajectories of noise; where they do not fit into memory, holes in a file."""
-    from dt_jax.rows import Rows
-    from dt_jax.trajectories import Trajectories
+    from dt_jax.data.rows import Rows
+    from dt_jax.data.trajectories import Trajectories
 
     rng = np.random.default_rng(0)
     lengths = np.full(min(count, 1000), NUM_STEPS)

@@ -59,8 +59,9 @@ def main():
 
 
 def save_dataset(path):
-    from dt_jax.readers import save_trajectories
-    from dt_jax.trading import SIMULATED, behaviour_episodes, simulate_market
+    from dt_jax.data.readers import save_trajectories
+    from dt_jax.trading.behaviours import behaviour_episodes
+    from dt_jax.trading.simulation import SIMULATED, simulate_market
 
     market = simulate_market(1000, 29, seed=1)
     save_trajectories(
@@ -97,8 +98,8 @@ def train_hf(data, folder, seed, updates):
     import torch
     import transformers
 
-    from dt_jax.readers import load_trajectories
-    from dt_jax.segments import SegmentSampler, normalize
+    from dt_jax.data.readers import load_trajectories
+    from dt_jax.data.segments import SegmentSampler, normalize
 
     class TrainableDT(transformers.DecisionTransformerModel):
         def forward(self, **batch):

@@ -25,7 +25,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dt_jax.checkpoint import Checkpoints
+from dt_jax.training.checkpoint import Checkpoints
 
 HERE = Path(__file__).parent
 TIMES = r', "(?:steps|samples)_per_second": [^,}]+'

@@ -54,11 +54,11 @@ def main():
 
 def measure(data, placement, store_dtype):
     """Bytes on one device: as planned, and the most that were there."""
-    from configs.base import get_config
-    from dt_jax import train
-    from dt_jax.feed import Feed
+    from dt_jax.commands.train import train
+    from dt_jax.config import default_config
+    from dt_jax.training.feed import Feed
 
-    config = get_config()
+    config = default_config()
     config.data.path, config.train.max_steps = data, 100
     config.data.placement, config.data.store_dtype = placement, store_dtype
     most, ended, items = [], threading.Event(), Feed.items
@@ -79,7 +79,7 @@ def measure(data, placement, store_dtype):
     with tempfile.TemporaryDirectory() as workdir:
         thread = threading.Thread(target=look, args=[Path(workdir) / "metrics.jsonl"])
         thread.start()
-        train.train(config, Path(workdir))
+        train(config, Path(workdir))
         ended.set()
         thread.join()
         report = json.loads((Path(workdir) / "data_report.json").read_text())

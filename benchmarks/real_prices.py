@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dt_jax.trading import CCI
+from dt_jax.trading.market import CCI
 
 SPLIT = "2015-01-01"
 DAYS = 250

@@ -21,8 +21,8 @@ import numpy as np
 
 from benchmarks.hf_training import LAST, save_dataset, train_ours
 from benchmarks.updates import start, write_dataset
-from configs import base, fast
-from dt_jax.config_file import flatten
+from configs import fast
+from dt_jax.config import default_config, flatten
 
 HERE = Path(__file__).parent
 
@@ -49,7 +49,7 @@ def main():
 
 def on_the_device():
     """{name: changes}: none of fast.py's, each alone, all of them."""
-    before = flatten(base.get_config().to_dict())
+    before = flatten(default_config().to_dict())
     after = flatten(fast.get_config().to_dict())
     changes = {key: value for key, value in after.items() if before[key] != value}
     alone = {f"{key}={value}": {key: value} for key, value in changes.items()}

@@ -23,7 +23,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dt_jax.metrics import read_metrics
+from dt_jax.training.metrics import read_metrics
 
 HERE = Path(__file__).parent
 WARM_UP = 1 / 6  # of the time, for caches and allocators to fill

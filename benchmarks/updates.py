@@ -3,6 +3,7 @@
 
     pip install torch==2.13.0 transformers accelerate omegaconf pydantic
     git clone https://github.com/nissymori/JAX-CORL runs/JAX-CORL
+    git -C runs/JAX-CORL checkout d747dd8  # its API has changed twice
     python -m benchmarks.updates [--rounds 5] [--dims 3941/394 291/29 11/3]
 
 Four ways to train the notebook's model on one dataset in its layout, all at batch 64,
@@ -34,7 +35,7 @@ from unittest.mock import MagicMock
 
 import numpy as np
 
-from dt_jax.process import HUGE_PAGES
+from dt_jax.system.process import HUGE_PAGES
 
 HERE = Path(__file__).parent
 SHAPES = {  # state_dim/act_dim: trajectories, steps of each
@@ -78,7 +79,7 @@ def main():
 
 
 def write_dataset(path, dims):
-    from dt_jax.readers import save_trajectories
+    from dt_jax.data.readers import save_trajectories
 
     state_dim, act_dim = map(int, dims.split("/"))
     trajectories, steps = SHAPES[dims]
@@ -172,28 +173,23 @@ def our_updates(path, waits, changes):
     """
     import jax
 
-    from configs.base import get_config
-    from dt_jax.feed import Feed, choose_placement, memory_plan
-    from dt_jax.train import _Run
-    from dt_jax.train_step import make_train_call, replicate
+    from dt_jax.commands.setup import Setup
+    from dt_jax.config import default_config
+    from dt_jax.training.feed import Feed, choose_placement, memory_plan
+    from dt_jax.training.train_step import make_train_call, replicate
 
-    config = get_config()
+    config = default_config()
     config.data.path, config.train.max_steps = str(path), 100_000
     config.update_from_flattened_dict(changes)
-    run, store_dtype = _Run(config, path), config.data.store_dtype
-    plan = memory_plan(run.sampler, config.train.updates_per_call, 0, store_dtype)
+    setup, store_dtype = Setup(config, path), config.data.store_dtype
+    plan = memory_plan(setup.sampler, config.train.updates_per_call, 0, store_dtype)
     placement, _ = choose_placement(config.data.placement, plan)
-    feed = Feed(run.sampler, placement, store_dtype)
+    feed = Feed(setup.sampler, placement, store_dtype)
     call = make_train_call(
-        run.model,
-        run.optimizer,
-        state_mean=run.trajectories.state_mean,
-        state_std=run.trajectories.state_std,
-        seed=0,
-        fetch=feed.fetch,
+        optimizer=setup.optimizer, seed=0, fetch=feed.fetch, **setup.how()
     )
-    state, running = replicate(jax.jit(run.first_state)(None)), None
-    with closing(feed.items(run.calls(0))) as items:
+    state, running = replicate(jax.jit(setup.first_state)(None)), None
+    with closing(feed.items(setup.intervals().calls(0))) as items:
         while True:
             asked = time.perf_counter()
             item = next(items)
@@ -252,7 +248,8 @@ def hf_updates(path, *, loader):
 
 
 def jax_corl_updates(path, source):
-    """`DTTrainer.update` of JAX-CORL's file, on eight batches; yields 1 for each."""
+    """`DT.update` of JAX-CORL's file, compiled as it does, on eight batches; yields 1
+    for each."""
     import jax
 
     for name in ("d4rl", "gym", "wandb"):  # imported there, not used by an update
@@ -268,19 +265,20 @@ def jax_corl_updates(path, source):
         states = (batch.states - trajectories.state_mean) / trajectories.state_std
         columns = batch.timesteps, states, batch.actions, batch.returns_to_go
         batches.append(jax.device_put(peer.Trajectory(*columns, batch.attention_mask)))
-    trainer = peer.create_trainer(
-        trajectories.state_dim, trajectories.act_dim, peer.DTConfig()
-    )
     key = jax.random.key(0)
+    state = peer.create_dt_train_state(
+        key, trajectories.state_dim, trajectories.act_dim, peer.DTConfig()
+    )
+    update = jax.jit(peer.DT.update)
     for step, batch in enumerate(cycle(batches)):
-        trainer, loss = trainer.update(batch, jax.random.fold_in(key, step))
+        state, loss = update(state, batch, jax.random.fold_in(key, step))
         loss.block_until_ready()
         yield 1
 
 
 def sampler_of(path):
-    from dt_jax.readers import load_trajectories
-    from dt_jax.segments import SegmentSampler
+    from dt_jax.data.readers import load_trajectories
+    from dt_jax.data.segments import SegmentSampler
 
     return SegmentSampler(
         load_trajectories(path),

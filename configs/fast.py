@@ -22,11 +22,11 @@ of what the seed does. On a CPU it is slower, so take configs/base.py there.
 
 from ml_collections import ConfigDict
 
-from configs import base
+from dt_jax.config import default_config
 
 
 def get_config() -> ConfigDict:
-    config = base.get_config()
+    config = default_config()
     # Layers compute in bfloat16; weights, their sums and the loss stay float32.
     config.model.dtype = "bfloat16"
     # Of the states in the store: half the memory, half the bytes an update reads.

@@ -6,11 +6,11 @@ python main.py --config configs/notebook.py --config.data.path=data/dataset
 
 from ml_collections import ConfigDict
 
-from configs import base
+from dt_jax.config import default_config
 
 
 def get_config() -> ConfigDict:
-    config = base.get_config()
+    config = default_config()
     config.data.path = "data/dataset"
     config.train.logging_steps = 500
     return config

@@ -1,8 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """dt-jax: the Decision Transformer, trained in JAX.
 
-Read in this order: trajectories, readers, segments, feed, model, optimizer, train_step,
-train. Nothing is imported here, so that the data's half works without starting JAX.
+What a user calls is offered here and imported when first asked for, so that importing
+this package starts neither JAX nor datasets. `__init__.pyi` lists the names.
 """
 
-__version__ = "0.1.0"
+import lazy_loader
+
+__version__ = "0.2.0"
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

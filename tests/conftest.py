@@ -16,7 +16,7 @@ import jax
 import pytest
 from absl import flags
 
-from dt_jax import train
+from dt_jax.commands import setup
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # With more devices than cores, collectives dispatched one upon another deadlock.
@@ -43,7 +43,7 @@ def limit_files():
 def prompt(monkeypatch, capsys):
     """Runs main.py with these arguments, in this process; its status and output."""
     monkeypatch.chdir(Path(__file__).parent.parent)
-    monkeypatch.setattr(train, "join", lambda config: None)  # JAX has started long ago
+    monkeypatch.setattr(setup, "join", lambda config: None)  # JAX has started long ago
     known = set(flags.FLAGS)
 
     def run(*args):

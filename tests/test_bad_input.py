@@ -18,8 +18,10 @@ import pytest
 from datasets import Dataset, DatasetDict
 from safetensors.numpy import load_file, save_file
 
-from configs import base
-from dt_jax import train
+from dt_jax.commands.export import export
+from dt_jax.commands.train import train
+from dt_jax.config import default_config
+from dt_jax.system.files import locked
 
 pytestmark = pytest.mark.filterwarnings(  # of ml_collections' own
     "ignore:the load_module:DeprecationWarning"
@@ -63,10 +65,10 @@ def template(tmp_path_factory):
     jax.config.update("jax_disable_most_optimizations", True)
     at = tmp_path_factory.mktemp("template")
     write(at / "data", Dataset.from_dict(make_columns()))
-    config = base.get_config()
+    config = default_config()
     config.update_from_flattened_dict(SMALL | {"data.path": str(at / "data")})
-    train.train(config, at / "run")
-    train.export(config, at / "run")
+    train(config, at / "run")
+    export(config, at / "run")
     yield at
     jax.config.update("jax_disable_most_optimizations", False)
     datasets.enable_progress_bars()
@@ -184,7 +186,10 @@ def config(*lines):
 
 def changed_base(line):
     return config(
-        "from configs import base", "config = base.get_config()", line, "return config"
+        "from dt_jax.config import default_config",
+        "config = default_config()",
+        line,
+        "return config",
     )
 
 
@@ -375,12 +380,15 @@ WRONG = [
      "{at}/mine.py, line 2: ValueError: two lines"),
     ("imports nothing", config("import no_such"), MINE,
      "{at}/mine.py, line 2: ModuleNotFoundError: No module named 'no_such'"),
-    ("returns a number", config("return 3"), MINE, "{at}/mine.py: get_config() gave 3"),
-    ("returns a dict", config("return {}"), MINE, "{at}/mine.py: get_config() gave {}"),
-    ("lacks a key", changed_base("del config.train.save_steps"), MINE,
-     "{at}/mine.py: train.save_steps is missing; import configs/base.py"),
+    ("returns a number", config("return 3"), MINE,
+     "{at}/mine.py: found 3, expected a ConfigDict"),
+    ("returns a dict", config("return {}"), MINE,
+     "{at}/mine.py: found {}, expected a ConfigDict"),
+    ("lacks a key",
+     changed_base("with config.unlocked(): del config.train.save_steps"), MINE,
+     "{at}/mine.py: train.save_steps is missing; take dt_jax.config.default_config()"),
     ("has another key", changed_base("config.train.bath_size = 3"), MINE,
-     "{at}/mine.py: train.bath_size: no such key; configs/base.py"),
+     "{at}/mine.py, line 4: AttributeError: .. Did you mean \"batch_size\""),
     ("a wrong type", changed_base("config.train.batch_size = 'many'"), MINE,
      "{at}/mine.py, line 4: TypeError: .. batch_size .. int"),
     # What its values mean.
@@ -389,8 +397,8 @@ WRONG = [
     ("three heads", nothing, "model.n_head=3",
      "model.hidden_size=8 is not a multiple of model.n_head=3"),
     ("no targets", nothing, "eval.targets=much", "eval.targets: found 'much', exp"),
-    ("one reference", nothing, "eval.reference_returns=(1.0,)",
-     "eval.reference_returns=(1.0,): expected two numbers"),
+    ("one reference", nothing, "eval.score_range=(1.0,)",
+     "eval.score_range=(1.0,): expected two numbers"),
     ("arguments of no JSON", nothing, "eval.environment_kwargs={oops",
      "eval.environment_kwargs='{oops': .. expected JSON"),
     ("arguments in a list", nothing, "eval.environment_kwargs=[1]",
@@ -399,11 +407,11 @@ WRONG = [
      'eval.environment=Pendulum-v1 eval.environment_kwargs={"h":1}',
      "eval.environment_kwargs={'h': 1}: .. expected the arguments of Pendulum-v1"),
     ("an environment of another size", nothing, "eval.environment=Pendulum-v1",
-     "eval.environment has actions Box(-2.0, 2.0, (1,) .. expected a Box of 2"),
-    ("nobody beside", nothing, f"{EVALUATE} eval.beside=('nowhere',)",
-     "eval.beside: actor 'nowhere': no such folder; expected"),
-    ("no agent beside", nothing, f"{EVALUATE} eval.beside=('none.zip',)",
-     "eval.beside: actor 'none.zip': no such file"),
+     "eval.environment=Pendulum-v1: actions are Box(-2.0, 2.0, (1,) .. a Box of 2"),
+    ("no such baseline", nothing, f"{EVALUATE} eval.baselines=('nowhere',)",
+     "eval.baselines: actor 'nowhere': no such folder; expected"),
+    ("no agent as a baseline", nothing, f"{EVALUATE} eval.baselines=('none.zip',)",
+     "eval.baselines: actor 'none.zip': no such file"),
     ("no episodes", nothing, f"{EVALUATE} eval.episodes=0",
      "eval.episodes=0: expected at least 1"),
     ("no environment", nothing, f"--mode=evaluate {RUN}", "eval.environment is empty"),
@@ -520,7 +528,7 @@ WRONG += [
         ("train.save_steps", 0, "at least 1"),
         ("train.save_total_limit", 0, "at least 1"),
         ("train.max_bad_updates", 0, "at least 1"),
-        ("hosts.heartbeat_seconds", 0, "at least 1"),
+        ("distributed.heartbeat_seconds", 0, "at least 1"),
         ("eval.environment", "NoSuch-v0", "expected a Gymnasium id"),
         ("eval.environment", "no_such:make", "expected a 'module:callable'"),
     )
@@ -595,7 +603,7 @@ def test_nothing_else_comes_from_a_process_of_its_own(place, name):
 
 
 def test_a_workdir_in_use_by_another_process_is_refused(place):
-    with train._alone(place / "run"):
+    with locked(place / "run"):
         before = files_of(place)
         refused = run_main(*arguments(place, f"{RUN} train.max_steps=3"))
         assert files_of(place) == before

@@ -9,14 +9,15 @@ import jax
 import numpy as np
 import pytest
 
-from configs import base
-from dt_jax import train
-from dt_jax.checkpoint import load_trained
-from dt_jax.hf_weights import export_hf, import_hf
-from dt_jax.metrics import read_metrics
-from dt_jax.model import DecisionTransformer, init_params
-from dt_jax.readers import load_trajectories, save_trajectories
-from dt_jax.segments import SegmentSampler, normalize
+from dt_jax.commands.export import export
+from dt_jax.commands.train import train
+from dt_jax.config import default_config
+from dt_jax.data.readers import load_trajectories, save_trajectories
+from dt_jax.data.segments import SegmentSampler, normalize
+from dt_jax.model.decision_transformer import DecisionTransformer, init_params
+from dt_jax.model.hf_weights import export_hf, import_hf
+from dt_jax.training.checkpoint import load_trained
+from dt_jax.training.metrics import read_metrics
 
 SMALL = {
     "data.context_length": 4,
@@ -33,7 +34,7 @@ SMALL = {
 
 
 def make_config(dataset, **changes):
-    config = base.get_config()
+    config = default_config()
     config.update_from_flattened_dict({"data.path": str(dataset)} | SMALL | changes)
     return config
 
@@ -61,8 +62,8 @@ def dataset(tmp_path_factory):
 def workdir(dataset, tmp_path_factory):
     """A trained run, exported."""
     path = tmp_path_factory.mktemp("runs") / "first"
-    train.train(make_config(dataset), path)
-    train.export(make_config(dataset), path)
+    train(make_config(dataset), path)
+    export(make_config(dataset), path)
     return path
 
 
@@ -88,7 +89,7 @@ def test_export_twice_gives_the_same_bytes(workdir, dataset):
         "config.json", "model.safetensors", "normalization.json", "README.md"
     }  # fmt: skip
     shutil.rmtree(workdir / "hf")
-    train.export(make_config(dataset), workdir)
+    export(make_config(dataset), workdir)
     assert {p.name: p.read_bytes() for p in (workdir / "hf").iterdir()} == before
 
 
@@ -142,7 +143,7 @@ def test_training_starts_from_given_weights(workdir, dataset, tmp_path, source):
         dataset, **{"train.init_from": str(workdir / source), "train.max_steps": 1}
     )
     config.optimizer.learning_rate = 0.0  # so that what it starts from is what it saves
-    train.train(config, tmp_path / "second")
+    train(config, tmp_path / "second")
     jax.tree.map(
         np.testing.assert_array_equal,
         load_trained(tmp_path / "second").params,
@@ -159,8 +160,8 @@ def test_settings_that_only_hf_has_are_taken_over(dataset, tmp_path):
     )  # fmt: skip
     export_hf(tmp_path / "hf", model, init_params(model, jax.random.key(0)))
     config = make_config(dataset, **{"train.init_from": str(tmp_path / "hf")})
-    train.train(config, tmp_path / "run")
-    train.export(config, tmp_path / "run")
+    train(config, tmp_path / "run")
+    export(config, tmp_path / "run")
     fields, _ = import_hf(tmp_path / "run" / "hf")
     expected = {"n_positions": 8, "vocab_size": 2, "scale_attn_weights": False}
     assert {key: fields[key] for key in expected} == expected
@@ -179,7 +180,7 @@ def test_another_model_is_refused_with_the_flags_to_add(
 ):
     changes = changes | {"train.init_from": str(workdir / "hf")}
     with pytest.raises(ValueError, match=re.escape(named)):
-        train.train(make_config(dataset, **changes), tmp_path / "second")
+        train(make_config(dataset, **changes), tmp_path / "second")
     assert not (tmp_path / "second").exists()
 
 
@@ -197,20 +198,20 @@ def test_weights_of_other_dims_are_refused(workdir, tmp_path):
     )
     config = make_config(tmp_path / "wide", **{"train.init_from": str(workdir)})
     with pytest.raises(ValueError, match="has state_dim=3, but the data has 5"):
-        train.train(config, tmp_path / "second")
+        train(config, tmp_path / "second")
 
 
 def test_what_is_no_model_is_refused(dataset, tmp_path):
     (tmp_path / "empty").mkdir()
     for path in (tmp_path / "empty", tmp_path / "none"):
         with pytest.raises(FileNotFoundError, match=f"{path.name}: neither checkpoint"):
-            train.export(make_config(dataset), path)
+            export(make_config(dataset), path)
         config = make_config(dataset, **{"train.init_from": str(path)})
         with pytest.raises(FileNotFoundError, match=f"{path.name}: neither checkpoint"):
-            train.train(config, tmp_path / "second")
+            train(config, tmp_path / "second")
     (tmp_path / "unsaved" / "checkpoints").mkdir(parents=True)
     with pytest.raises(FileNotFoundError, match="no checkpoint yet"):
-        train.export(make_config(dataset), tmp_path / "unsaved")
+        export(make_config(dataset), tmp_path / "unsaved")
 
 
 def test_a_nan_in_given_weights_is_named(workdir, dataset, tmp_path):
@@ -223,7 +224,7 @@ def test_a_nan_in_given_weights_is_named(workdir, dataset, tmp_path):
     save_file(tensors, file)
     config = make_config(dataset, **{"train.init_from": str(tmp_path / "hf")})
     with pytest.raises(ValueError, match=r"embed_ln\.weight is not finite"):
-        train.train(config, tmp_path / "second")
+        train(config, tmp_path / "second")
 
 
 def test_the_card_tells_recipe_data_and_loss(workdir):

@@ -9,8 +9,12 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs import base, fast, notebook
-from dt_jax import train
-from dt_jax.readers import save_trajectories
+from dt_jax.__main__ import MODES
+from dt_jax.commands import setup
+from dt_jax.commands.collect import collect
+from dt_jax.commands.train import train
+from dt_jax.config import default_config
+from dt_jax.data.readers import save_trajectories
 
 BASE = "--config=configs/base.py"
 pytestmark = pytest.mark.filterwarnings(  # of ml_collections' own
@@ -52,13 +56,49 @@ def assert_refused(answer, names):
         assert name in told
 
 
-def test_a_config_is_asked_for(prompt, tmp_path):
-    assert_refused(prompt(f"--workdir={tmp_path / 'run'}"), ["expected --config="])
-    assert not (tmp_path / "run").exists()
+def test_without_a_config_it_is_the_base_recipe(prompt, tmp_path, dataset):
+    flags = (f"--config.data.path={dataset}", "--mode=inspect")
+    assert prompt(f"--workdir={tmp_path / 'run'}", *flags)[0] == 0
+    with_it = prompt(BASE, f"--workdir={tmp_path / 'with'}", *flags)
+    assert with_it[0] == 0
+    reports = [tmp_path / name / "data_report.json" for name in ("run", "with")]
+    assert reports[0].read_text() == reports[1].read_text()
+
+
+def test_keys_may_stand_before_the_config(prompt, tmp_path):
+    given = ("--config.seed=-1", "--config", "configs/base.py")
+    answer = prompt(*given, f"--workdir={tmp_path / 'run'}")
+    assert_refused(answer, ["seed=-1: expected 0 to"])
+
+
+@pytest.mark.parametrize(
+    ("key", "told"),
+    [
+        ("optimizer.lr", "no such key; did you mean optimizer.learning_rate?"),
+        ("train.max_step", "no such key; did you mean train.max_steps?"),
+        ("learning_rate", "no such key; did you mean optimizer.learning_rate?"),
+        ("hosts.cluster", "this key is now called distributed.cluster"),
+        ("eval.beside", "this key is now called eval.baselines"),
+    ],
+)
+def test_a_wrong_key_is_told_with_the_right_one(prompt, tmp_path, key, told):
+    workdir = tmp_path / "run"
+    answer = prompt(BASE, f"--workdir={workdir}", f"--config.{key}=3")
+    assert_refused(answer, [f"--config.{key}=3: {told}"])
+    assert not workdir.exists()
+
+
+def test_help_names_every_mode_and_every_key_in_80_columns(prompt):
+    status, told, errors = prompt("--help")
+    assert (status, errors) == (0, "")
+    assert max(map(len, told.splitlines())) <= 85  # a flag is not broken in two
+    for name in (*MODES, *flat(default_config())):
+        assert name in told
+    assert "Rows of the timestep table; at least data.max_ep_len." in told
 
 
 def test_wandb_missing_is_named(prompt, tmp_path, dataset, monkeypatch):
-    monkeypatch.setattr(train, "find_spec", lambda name: None)
+    monkeypatch.setattr(setup, "find_spec", lambda name: None)
     flags = (f"--config.data.path={dataset}", "--config.log.wandb=True")
     answer = prompt(BASE, f"--workdir={tmp_path / 'run'}", *flags)
     assert_refused(answer, ["log.wandb=True", "pip install wandb"])
@@ -111,21 +151,22 @@ def no_trades(observations_ExS):
 
 
 def test_every_key_is_read(tmp_path):
-    config, read = base.get_config(), set()
+    config, read = default_config(), set()
     config.model.update({"hidden_size": 8, "n_layer": 1})
     config.train.num_train_epochs, config.eval.episodes = 1, 1
     config.collect.update(actor=f"{__name__}:no_trades", episodes=2)
-    config.train.nobody_reads_this = 1
-    config.hosts.cluster = "none"
-    train.join(Listener(config, read))
-    train.train(Listener(config, read), tmp_path)
-    train.collect(Listener(config, read), tmp_path)
+    with config.unlocked():
+        config.train.nobody_reads_this = 1
+    config.distributed.cluster = "none"
+    setup.join(Listener(config, read))
+    train(Listener(config, read), tmp_path)
+    collect(Listener(config, read), tmp_path)
     assert flat(config).keys() - read == {"train.nobody_reads_this"}
 
 
 @pytest.mark.parametrize("file", [notebook, fast])
 def test_a_config_changes_keys_that_exist(file):
-    defaults, changed = flat(base.get_config()), flat(file.get_config())
+    defaults, changed = flat(default_config()), flat(file.get_config())
     assert changed.keys() == defaults.keys()
     for key, value in changed.items():
         assert type(value) is type(defaults[key]), key

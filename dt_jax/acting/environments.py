@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Gymnasium environments by name, and what is asked of them.
+
+The only file that knows how a name becomes an environment. `import_callable` is for
+everything that a user names as 'module:callable'.
+"""
+
+import copy
+import functools
+import importlib
+import os
+import sys
+from collections.abc import Callable, Mapping
+
+import gymnasium
+
+from dt_jax.trading.environment import TradingEnv
+
+
+def make_environments(
+    environment: str, kwargs: Mapping, count: int
+) -> list[gymnasium.Env]:
+    """Equal environments, by a Gymnasium id or a 'module:callable' that returns one.
+
+    A list, as a `SyncVectorEnv` without autoreset steps none once one has ended.
+    Trading environments share one market, which is read or simulated once.
+
+    Raises:
+      ValueError: what the name or the arguments should have been.
+    """
+    key = f"environment={environment!r}"
+    if is_import(environment):
+        make = import_callable(environment, key)
+    else:
+        make = functools.partial(gymnasium.make, environment, disable_env_checker=True)
+    try:
+        first = make(**kwargs)
+    except (gymnasium.error.Error, ImportError) as error:
+        raise ValueError(
+            f"{key}: {one_line(error)}; expected a Gymnasium id or 'module:callable'"
+        ) from error
+    except (TypeError, ValueError, OSError) as error:
+        raise ValueError(
+            f"environment_kwargs={dict(kwargs)}: {one_line(error)}; expected the "
+            f"arguments of {environment}"
+        ) from error
+    if not isinstance(first, gymnasium.Env):
+        raise ValueError(
+            f"{key} gave a {type(first).__name__}, expected a gymnasium.Env"
+        )
+    if not isinstance(first.unwrapped, TradingEnv):
+        return [first, *(make(**kwargs) for _ in range(count - 1))]
+    market = first.unwrapped.market
+    return [first] + [
+        copy.deepcopy(first, {id(market): market}) for _ in range(count - 1)
+    ]
+
+
+def check_spaces(
+    environment: gymnasium.Env,
+    *,
+    state_dim: int | None = None,
+    act_dim: int | None = None,
+) -> None:
+    """Refuse, with a ValueError, all but vectors of these sizes (None: of any)."""
+    spec = environment.spec
+    environment_name = spec.id if spec else type(environment.unwrapped).__name__
+    for name, space, key, size in (
+        ("observations", environment.observation_space, "state_dim", state_dim),
+        ("actions", environment.action_space, "act_dim", act_dim),
+    ):
+        if not (
+            isinstance(space, gymnasium.spaces.Box)
+            and len(space.shape) == 1
+            and size in (None, *space.shape)
+        ):
+            raise ValueError(
+                f"environment={environment_name}: {name} are {one_line(space)}, "
+                "expected a Box of "
+                + ("one dimension" if size is None else f"{size} ({key} of the model)")
+            )
+
+
+def is_import(spec: str) -> bool:
+    """Whether a name has the form 'module:callable'."""
+    return ":" in spec and spec.rpartition(":")[2].isidentifier()
+
+
+def import_callable(spec: str, key: str) -> Callable:
+    """What 'module:callable' names, from the current folder too; errors name `key`."""
+    module_name, _, name = spec.rpartition(":")
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    try:
+        found = getattr(importlib.import_module(module_name), name, None)
+    except ImportError as error:
+        raise ValueError(
+            f"{key}: {one_line(error)}; expected a 'module:callable' that can be "
+            "imported here"
+        ) from error
+    if not callable(found):
+        raise ValueError(f"{key}: found no callable {name!r} in {module_name}")
+    return found
+
+
+def one_line(told: object) -> str:
+    """An error or a space as text without line breaks."""
+    return " ".join(str(told).split())

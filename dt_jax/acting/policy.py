@@ -1,0 +1,227 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Acting with a trained model, for E environments at once.
+
+In go states and rewards as the environments give them, out come actions. The last K
+steps lie on the device as a `Batch`, padded as in training: a decision sends one step
+and runs one compiled function, however many steps there have been.
+"""
+
+import os
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+
+from dt_jax.data.segments import ACTION_PADDING, Batch
+from dt_jax.model.decision_transformer import DecisionTransformer
+from dt_jax.training.checkpoint import load_trained
+from dt_jax.training.train_step import predict
+
+
+class Policy:
+    """Acts towards target returns in one environment, or in E at once.
+
+    After `reset` with one number everything is of one environment: a state S gives an
+    action A. After `reset` with E numbers all has a leading axis E. An environment that
+    has ended may be given any finite input; its actions mean nothing, and those of the
+    others do not change. Some may begin anew while others go on: see `reset`.
+
+    Attributes:
+      state_dim (S), act_dim (A): the sizes of a state and of an action.
+
+    Args:
+      model, params: the trained Decision Transformer; nothing is dropped out.
+      normalization: state_mean and state_std (S each), return_scale, context_length
+        (K), max_ep_len and discount (1 when it is not there), as training had them.
+
+    Raises:
+      ValueError: the normalization does not fit the model.
+    """
+
+    def __init__(self, model: DecisionTransformer, params: dict, normalization: dict):
+        self._return_scale = normalization["return_scale"]
+        self._discount = normalization.get("discount", 1.0)
+        self._context_length = normalization["context_length"]
+        self._max_ep_len = normalization["max_ep_len"]
+        if self._max_ep_len > model.max_ep_len:
+            raise ValueError(
+                f"normalization has max_ep_len={self._max_ep_len}, but the model's "
+                f"table of timesteps has {model.max_ep_len} rows"
+            )
+        mean_S, std_S = (
+            _finite(f"normalization.{key}", normalization[key], (model.state_dim,))
+            for key in ("state_mean", "state_std")
+        )
+        if not (std_S > 0).all():
+            raise ValueError(
+                f"normalization.state_std[{std_S.argmin()}]={std_S.min()}: "
+                "expected above 0"
+            )
+        self._model = model
+        self._params = jax.device_put(params)
+        self._statistics = jax.device_put((mean_S, std_S))
+        self.state_dim, self.act_dim = model.state_dim, model.act_dim
+        self._context = None
+        self._warned = False
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> "Policy":
+        """Of a run's workdir (its newest good checkpoint) or a Hugging Face folder.
+
+        Raises:
+          FileNotFoundError: it is neither. ValueError: what is in it is damaged, or
+            the folder does not say how the states were normalised.
+        """
+        fields, params, normalization, _ = load_trained(path)
+        keys = (
+            "state_mean", "state_std", "return_scale", "context_length", "max_ep_len"
+        )  # fmt: skip
+        missing = [key for key in keys if key not in (normalization or {})]
+        if missing:
+            raise ValueError(
+                f"{path}: normalization.json lacks {', '.join(missing)}; "
+                "main.py --mode=export writes it beside the weights"
+            )
+        return cls(DecisionTransformer(**fields), params, normalization)
+
+    def __repr__(self) -> str:
+        return f"Policy(state_dim={self.state_dim}, act_dim={self.act_dim})"
+
+    def reset(self, target_returns, mask=None) -> None:
+        """Begin episodes.
+
+        Args:
+          target_returns: the return asked for, in units of the reward: one number for
+            one environment, E numbers for E of them.
+          mask: E bools, the environments in which an episode begins while the others go
+            on; `target_returns` are then E numbers (the rest is not read) or one for
+            all. To be called before the first observation of the episode is acted upon.
+
+        Raises:
+          ValueError: they are not finite numbers, or the mask does not fit.
+        """
+        if mask is None:
+            targets = _finite("target_returns", target_returns, None, np.float64)
+            self._single = targets.ndim == 0
+            self._to_go_E = np.atleast_1d(targets)
+            self._time_E = np.zeros(len(self._to_go_E), np.int64)
+            self._context = self._empty_context()
+            return
+        if self._context is None:
+            raise ValueError("reset(..., mask) before reset(target_returns)")
+        count = len(self._to_go_E)
+        begins_E = np.asarray(mask)
+        if begins_E.dtype != bool or begins_E.shape != (count,):
+            raise ValueError(
+                f"mask: found {begins_E.dtype} of shape {begins_E.shape}, expected "
+                f"bools of shape ({count},)"
+            )
+        targets = np.asarray(target_returns, np.float64)
+        if targets.shape in ((), (count,)):  # else it is refused in the next line
+            targets = np.where(begins_E, targets, 0.0)
+        targets_E = _finite("target_returns", targets, (count,), np.float64)
+        self._to_go_E = np.where(begins_E, targets_E, self._to_go_E)
+        self._time_E = np.where(begins_E, 0, self._time_E)
+        self._context = jax.tree.map(
+            lambda old, new: jnp.where(
+                begins_E.reshape(-1, *[1] * (old.ndim - 1)), new, old
+            ),
+            self._context,
+            self._empty_context(),
+        )
+
+    def act(self, states, rewards=None) -> np.ndarray:
+        """The next action of each environment.
+
+        Args:
+          states: ExS float, as the environments give them; S of one environment.
+          rewards: E float, or one, what the actions before brought; has no effect where
+            an episode has just begun, and may be left out when all have.
+
+        Returns:
+          ExA float32, or A, as the model was trained to give them; they are taken for
+          what the environments did.
+
+        Raises:
+          ValueError: an input has another shape or is not finite, or there was no
+            `reset`; the policy is as before the call.
+        """
+        if self._context is None:
+            raise ValueError("act() before reset(target_returns)")
+        count = len(self._to_go_E)
+        lead = () if self._single else (count,)
+        states_ExS = _finite("states", states, (*lead, self.state_dim))
+        goes_on_E = self._time_E > 0
+        if goes_on_E.any():
+            rewards_E = _finite("rewards", rewards, lead, np.float64).reshape(count)
+            to_go_E = (self._to_go_E - rewards_E) / self._discount
+            self._to_go_E = np.where(goes_on_E, to_go_E, self._to_go_E)
+        last = self._max_ep_len - 1
+        if self._time_E.max() > last and not self._warned:
+            logging.warning(
+                f"timestep {self._time_E.max()} lies beyond max_ep_len="
+                f"{self._max_ep_len}: from here on the policy reads {last}, as training"
+                " did"
+            )
+            self._warned = True
+        scaled_E = (self._to_go_E / self._return_scale).astype(np.float32)
+        step = Batch(
+            states=states_ExS.reshape(count, 1, self.state_dim),
+            # Not known yet; the state before it does not see it.
+            actions=np.full((count, 1, self.act_dim), ACTION_PADDING, "float32"),
+            rewards=None,
+            returns_to_go=scaled_E[:, None, None],
+            timesteps=np.minimum(self._time_E, last).astype(np.int32)[:, None],
+            attention_mask=np.ones((count, 1), np.float32),
+        )
+        self._context, actions_ExA = _decide(
+            self._model, self._params, *self._statistics, self._context, step
+        )
+        self._time_E = self._time_E + 1
+        return np.array(actions_ExA)[0] if self._single else np.array(actions_ExA)
+
+    def _empty_context(self) -> Batch:
+        places = (len(self._to_go_E), self._context_length)
+        return Batch(
+            states=jnp.zeros((*places, self.state_dim)),
+            actions=jnp.full((*places, self.act_dim), ACTION_PADDING, "float32"),
+            rewards=None,  # the model does not read them
+            returns_to_go=jnp.zeros((*places, 1)),
+            timesteps=jnp.zeros(places, jnp.int32),
+            attention_mask=jnp.zeros(places),
+        )
+
+
+# The context is not donated: on a CPU, rolling it in place takes longer.
+@partial(jax.jit, static_argnums=0)
+def _decide(model, params, mean_S, std_S, context, step):
+    """Roll the context by a step and fill in its action; both come back."""
+    context = jax.tree.map(
+        lambda past, now: jnp.concatenate((past[:, 1:], now), axis=1), context, step
+    )
+    actions_ExA = predict(model, params, context, mean_S, std_S)[:, -1]
+    actions_ExKxA = context.actions.at[:, -1].set(actions_ExA)
+    return context._replace(actions=actions_ExKxA), actions_ExA
+
+
+def _finite(name, values, shape, dtype=np.float32):
+    """The values as an array of this shape; None: one number, or a row of numbers."""
+    try:
+        array = np.array(values, dtype)
+    except (TypeError, ValueError):
+        fault = "not an array of numbers"
+    else:
+        fits = array.size and array.ndim < 2 if shape is None else array.shape == shape
+        places = np.argwhere(~np.isfinite(array)).tolist()
+        if fits and not places:
+            return array
+        fault = f"shape {array.shape}"
+        if fits:
+            fault = f"{array[tuple(places[0])]} at {places[0]}"
+    found = " ".join(repr(values).split())[:60]
+    shape = "() or (E,)" if shape is None else shape
+    raise ValueError(
+        f"{name}={found}: {fault}, expected finite numbers of shape {shape}"
+    )

@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An actor's episodes in an environment, as a dataset."""
+
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from dt_jax.acting.environments import make_environments
+from dt_jax.acting.rollout import record_episodes
+from dt_jax.commands.evaluate import actor_of, environment_kwargs, environment_of
+from dt_jax.config import naming_keys
+
+AT_ONCE = 16  # episodes that run together, which is what memory has to hold
+
+
+@naming_keys()
+def collect(config: ConfigDict, workdir: Path) -> None:
+    """Let `collect.actor` act in `eval.environment`; write `<workdir>/dataset`.
+
+    Raises:
+      ValueError, FileNotFoundError: the actor or the environment is at fault, or there
+        is a dataset already.
+    """
+    name, episodes = environment_of(config), config.collect.episodes
+    if not (name and config.collect.actor):
+        raise ValueError(
+            f"eval.environment={name!r}, collect.actor={config.collect.actor!r}: "
+            "expected both, a Gymnasium id and a .zip of stable-baselines3, say"
+        )
+    if episodes < 1:
+        raise ValueError(f"collect.episodes={episodes}: expected at least 1")
+    path = workdir / "dataset"
+    if path.exists():  # or it is said below a progress bar
+        raise ValueError(f"{path} exists already; choose another --workdir")
+    actor = actor_of("collect.actor", config.collect.actor, seed=config.seed)
+    kwargs = environment_kwargs(config)
+    environments = make_environments(name, kwargs, min(AT_ONCE, episodes))
+    record_episodes(path, environments, actor, num_episodes=episodes, seed=config.seed)
+    print(f"{path}: {episodes:,} episodes\n\nNext:")
+    print(f"  python main.py --config configs/base.py --config.data.path={path}")

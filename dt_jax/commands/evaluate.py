@@ -1,0 +1,168 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a trained run to `report/`: episodes for each target, figures, one page."""
+
+import json
+import math
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from dt_jax.acting.actors import Actor, load_actor, random_actor
+from dt_jax.acting.environments import check_spaces, make_environments
+from dt_jax.acting.policy import Policy
+from dt_jax.acting.rollout import roll_out, roll_out_targets
+from dt_jax.config import naming_keys
+from dt_jax.model.decision_transformer import DecisionTransformer
+from dt_jax.reporting import plots
+from dt_jax.reporting.evaluation_tables import (
+    RANDOM,
+    ActorResult,
+    describe_evaluation,
+    evaluation_report,
+)
+from dt_jax.reporting.html_page import write_page
+from dt_jax.system.files import read_json, write_json
+from dt_jax.trading import backtest
+from dt_jax.trading.environment import TradingEnv
+from dt_jax.training.checkpoint import load_trained
+
+SIMULATED = "dt_jax/SimulatedTrading-v0"  # where the embedded dataset comes from
+TARGET_QUANTILES = ("10 %", "median", "90 %", "max")  # when the config names none
+
+
+@naming_keys()
+def evaluate(config: ConfigDict, workdir: Path) -> dict:
+    """Let the newest good checkpoint act towards each target; write what came of it.
+
+    Returns:
+      What `report/evaluation.json` holds: see `evaluation_report`.
+
+    Raises:
+      ValueError, FileNotFoundError: there is no trained run, or the environment, the
+        targets or the baselines do not fit it.
+    """
+    name = environment_of(config)
+    if not name:
+        raise ValueError(
+            "eval.environment is empty; expected a Gymnasium id or 'module:callable'"
+        )
+    trained = load_trained(workdir)
+    if not (workdir / "data_report.json").is_file():
+        raise FileNotFoundError(
+            f"{workdir}/data_report.json: not found; --mode=evaluate expects the "
+            "--workdir of a run"
+        )
+    data = read_json(workdir / "data_report.json")
+    scale = trained.normalization["return_scale"]
+    returns = {key: scale * level for key, level in data["returns"].items()}
+    model = DecisionTransformer(**trained.fields)
+    check_evaluation(config, model)
+    targets = _numbers("targets", config.eval.targets) or sorted(
+        {returns[quantile] for quantile in TARGET_QUANTILES}
+    )
+    episodes, seed = config.eval.episodes, config.seed
+    kwargs = environment_kwargs(config)
+    environments = make_environments(name, kwargs, len(targets) * episodes)
+    baselines = {RANDOM: random_actor(environments[0], seed)}
+    for spec in config.eval.baselines:
+        baselines[spec] = actor_of("eval.baselines", spec, target_return=returns["max"])
+    policy = Policy(model, trained.params, trained.normalization)
+    seeds = range(seed, seed + episodes)
+    rollouts = roll_out_targets(
+        environments,
+        policy,
+        targets=targets,
+        seeds=seeds,
+        desc="evaluating",
+    )
+    results = [
+        ActorResult(f"target {target:,.6g}", target, *rollout)
+        for target, rollout in zip(targets, rollouts, strict=True)
+    ]
+    for other, actor in baselines.items():
+        rollout = roll_out(environments[:episodes], actor, seeds, desc=other)
+        results.append(ActorResult(other, None, *rollout))
+
+    references = {}
+    market_env = environments[0].unwrapped
+    if isinstance(market_env, TradingEnv):
+        references = backtest.references(
+            market_env.market, market_env.rules, results[0].info["date"]
+        )
+    found = evaluation_report(
+        results,
+        environment=name,
+        step=trained.step,
+        first_seed=seed,
+        data_returns=returns
+        | {key: scale * data[f"return_{key}"] for key in ("mean", "std")},
+        longest=int(data["lengths"]["max"]),
+        score_range=tuple(config.eval.score_range) or None,
+        backtest_references=references,
+    )
+    folder = workdir / "report"
+    folder.mkdir(exist_ok=True)
+    plots.draw_targets(folder / "targets.png", found)
+    if references:
+        plots.draw_accounts(folder / "accounts.png", results, references)
+        plots.draw_drawdown(folder / "drawdown.png", results, references)
+    write_json(folder / "evaluation.json", found)
+    page = write_page(workdir)
+    print(f"\n{describe_evaluation(found)}\n\n  {page}  all of it on one page")
+    return found
+
+
+def check_evaluation(config: ConfigDict, model: DecisionTransformer) -> None:
+    """Refuse, before a long training, what `evaluate` would refuse after it."""
+    _numbers("targets", config.eval.targets)
+    if len(_numbers("score_range", config.eval.score_range)) not in (0, 2):
+        raise ValueError(
+            f"eval.score_range={config.eval.score_range}: expected two numbers or none"
+        )
+    if config.eval.episodes < 1:
+        raise ValueError(f"eval.episodes={config.eval.episodes}: expected at least 1")
+    kwargs = environment_kwargs(config)
+    if not (name := environment_of(config)):
+        return
+    (environment,) = make_environments(name, kwargs, 1)
+    check_spaces(environment, state_dim=model.state_dim, act_dim=model.act_dim)
+    for spec in config.eval.baselines:
+        actor_of("eval.baselines", spec, target_return=0.0)
+
+
+def environment_of(config: ConfigDict) -> str:
+    """The environment asked for, or the one the embedded dataset comes from, or ''."""
+    return config.eval.environment or ("" if config.data.path else SIMULATED)
+
+
+def actor_of(key: str, spec: str, **options) -> Actor:
+    """What `load_actor` gives; an error names the config key."""
+    try:
+        return load_actor(spec, **options)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{key}: {error}") from error
+    except ValueError as error:
+        raise ValueError(f"{key}: {error}") from error
+
+
+def environment_kwargs(config: ConfigDict) -> dict:
+    """The arguments of `environment_of`, from their JSON."""
+    text = config.eval.environment_kwargs
+    try:
+        kwargs = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(
+            f"eval.environment_kwargs={text!r}: {error}; expected JSON"
+        ) from None
+    if not isinstance(kwargs, dict):
+        raise ValueError(
+            f"eval.environment_kwargs={text!r}: expected a JSON object of arguments"
+        )
+    return kwargs
+
+
+def _numbers(key, given) -> list[float]:
+    for number in given:
+        if not isinstance(number, int | float) or not math.isfinite(number):
+            raise ValueError(f"eval.{key}: found {number!r}, expected finite numbers")
+    return sorted(map(float, given))

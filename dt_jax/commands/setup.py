@@ -1,0 +1,302 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a config to what a run consists of: data, model, optimiser, schedule.
+
+Everything that is built before the first update stands here, checked, without state.
+"""
+
+import math
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from dt_jax.config import current_names, flatten
+from dt_jax.data.readers import load_trajectories, save_trajectories
+from dt_jax.data.segments import SegmentSampler
+from dt_jax.model.decision_transformer import (
+    DecisionTransformer,
+    init_params,
+    model_fields,
+)
+from dt_jax.reporting.data_report import data_report, describe_data
+from dt_jax.system import distributed
+from dt_jax.system.files import locked, write_json
+from dt_jax.trading.simulation import simulated_episodes
+from dt_jax.training.checkpoint import load_trained
+from dt_jax.training.feed import choose_placement, memory_plan
+from dt_jax.training.loop import Intervals
+from dt_jax.training.metrics import RunningMetrics
+from dt_jax.training.optimizer import make_optimizer, make_schedule
+from dt_jax.training.train_step import TrainState, init_state
+
+SIMULATED_MARKET = "simulated_market"  # the embedded dataset's folder in the workdir
+
+# Fields of the model that no config key sets; HF's files may have others than ours.
+HF_ONLY_FIELDS = (
+    "n_positions",
+    "vocab_size",
+    "scale_attn_weights",
+    "scale_attn_by_inverse_layer_idx",
+)
+
+# A run may go on with other values of these: they do not change what is learned, or
+# (the number of updates) are changed on purpose. The data is known by its fingerprint.
+FREE_SECTIONS = ("eval", "collect", "distributed", "log")
+FREE_KEYS = {
+    "data.path",
+    "data.placement",
+    "train.num_train_epochs",
+    "train.max_steps",
+    "train.updates_per_call",
+    "train.max_bad_updates",
+    "train.logging_steps",
+    "train.save_steps",
+    "train.save_total_limit",
+}
+
+
+def join(config: ConfigDict) -> None:
+    """Before all else: meet the other processes, if the cluster has started several."""
+    distributed.join(
+        cluster=config.distributed.cluster,
+        initialization_timeout=config.distributed.initialization_timeout,
+        heartbeat_timeout_seconds=config.distributed.heartbeat_timeout_seconds,
+    )
+
+
+class Setup:
+    """What the config says, built and checked: everything but state.
+
+    Raises:
+      ValueError, FileNotFoundError: the config, the data or the weights to start from
+        are at fault; nothing has been written but the simulated market.
+    """
+
+    def __init__(self, config: ConfigDict, workdir: Path):
+        self.config, self.workdir = config, workdir
+        data = config.data
+        if config.model.max_ep_len < data.max_ep_len:
+            raise ValueError(
+                f"model.max_ep_len={config.model.max_ep_len} is less than "
+                f"data.max_ep_len={data.max_ep_len}: the table has no row for the last "
+                "timesteps"
+            )
+        positive = ("updates_per_call", "logging_steps", "save_steps")
+        epochs = ("num_train_epochs",) if config.train.max_steps <= 0 else ()
+        for key in (*positive, "save_total_limit", "max_bad_updates", *epochs):
+            if config.train[key] < 1:
+                raise ValueError(
+                    f"train.{key}={config.train[key]}: expected at least 1"
+                )
+        seconds = config.distributed.heartbeat_seconds
+        if seconds < 1:
+            raise ValueError(
+                f"distributed.heartbeat_seconds={seconds}: expected at least 1"
+            )
+        if config.log.wandb and not find_spec("wandb"):
+            raise ValueError("log.wandb=True needs the package: pip install wandb")
+        self.trajectories = load_trajectories(
+            data.path or _simulated_market(workdir),
+            split_on_dones=data.split_on_dones,
+            discount=data.discount,
+        )
+        training, held_out = self.trajectories.split(data.validation_fraction)
+        make_sampler = partial(
+            SegmentSampler,
+            batch_size=config.train.batch_size,
+            context_length=data.context_length,
+            max_ep_len=data.max_ep_len,
+            return_scale=data.return_scale,
+            weighting=data.weighting,
+            seed=config.seed,
+        )
+        self.sampler = make_sampler(training)
+        self.held_out = None if held_out is None else make_sampler(held_out)
+        self.model = DecisionTransformer(
+            state_dim=self.trajectories.state_dim,
+            act_dim=self.trajectories.act_dim,
+            **config.model,
+        )
+        self.given = None  # the weights of train.init_from
+        if config.train.init_from:
+            trained = load_trained(config.train.init_from)
+            self.model = _take_over(self.model, trained.fields, config.train.init_from)
+            self.given = trained.params
+        self.steps_per_epoch = math.ceil(
+            training.num_trajectories / config.train.batch_size
+        )
+        self.total_steps = (
+            config.train.max_steps
+            if config.train.max_steps > 0
+            else config.train.num_train_epochs * self.steps_per_epoch
+        )
+        # Refused here if at all: before anything is written.
+        plan = memory_plan(
+            self.sampler, config.train.updates_per_call, 0, data.store_dtype
+        )
+        choose_placement(data.placement, plan)
+        optimizer = config.optimizer
+        self.schedule = make_schedule(
+            total_steps=self.total_steps,
+            learning_rate=optimizer.learning_rate,
+            warmup_ratio=optimizer.warmup_ratio,
+            lr_scheduler_type=optimizer.lr_scheduler_type,
+        )
+        self.optimizer = make_optimizer(total_steps=self.total_steps, **optimizer)
+
+    def first_state(self, given: dict | None) -> TrainState:
+        """Of the given weights, or when there are none of weights drawn by the seed."""
+        if given is None:
+            given = init_params(self.model, jax.random.key(self.config.seed))
+        return init_state(given, self.optimizer)
+
+    def metrics(self, saved: dict | None) -> RunningMetrics:
+        # All of them before the first call: asked for later, a rate would wait on the
+        # device until the call that runs has ended.
+        rates = jax.jit(jax.vmap(self.schedule))(np.arange(self.total_steps))
+        return RunningMetrics(
+            logging_steps=self.config.train.logging_steps,
+            total_steps=self.total_steps,
+            steps_per_epoch=self.steps_per_epoch,
+            batch_size=self.config.train.batch_size,
+            learning_rate=np.asarray(rates).item,
+            max_bad_updates=self.config.train.max_bad_updates,
+            saved=saved,
+        )
+
+    def intervals(self) -> Intervals:
+        train = self.config.train
+        return Intervals(
+            total_steps=self.total_steps,
+            updates_per_call=train.updates_per_call,
+            logging_steps=train.logging_steps,
+            save_steps=train.save_steps,
+            validates=self.held_out is not None,
+        )
+
+    def how(self) -> dict:
+        """What an update needs besides state, batch and optimiser."""
+        return {
+            "model": self.model,
+            "state_mean": self.trajectories.state_mean,
+            "state_std": self.trajectories.state_std,
+        }
+
+    def record(self) -> dict:
+        """What is saved with the weights: it tells which run they are of, and what
+        acting needs of the data and its recipe."""
+        data = self.config.data
+        return {
+            "config": self.config.to_dict(),
+            "model": model_fields(self.model),
+            "normalization": {
+                "state_mean": self.trajectories.state_mean.tolist(),
+                "state_std": self.trajectories.state_std.tolist(),
+                "return_scale": data.return_scale,
+                "discount": data.discount,
+                "context_length": data.context_length,
+                "max_ep_len": data.max_ep_len,
+            },
+            "fingerprint": self.trajectories.fingerprint(),
+        }
+
+    def report_data(self, state: TrainState) -> str:
+        """Print and save the data report; returns where the store will lie."""
+        state_bytes = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
+        plan = memory_plan(
+            self.sampler,
+            self.config.train.updates_per_call,
+            state_bytes,
+            self.config.data.store_dtype,
+        )
+        placement, reason = choose_placement(self.config.data.placement, plan)
+        if jax.process_index() == 0:
+            facts = data_report(
+                self.sampler,
+                whole=self.trajectories,
+                action_tanh=self.config.model.action_tanh,
+                placement=f"{placement} ({reason})",
+                plan=plan,
+            )
+            print(describe_data(facts), flush=True)
+            write_json(self.workdir / "data_report.json", facts)
+        return placement
+
+
+def check_same_start(setup: Setup) -> None:
+    """Refuse to train with processes that were given other values or other data."""
+    mine = flatten(setup.config.to_dict())
+    mine |= {"data": setup.trajectories.fingerprint()}
+    firsts = distributed.broadcast(mine)
+    with distributed.raise_everywhere():
+        for key in sorted(mine.keys() - {"data.path"}):
+            if mine[key] != firsts[key]:
+                raise ValueError(
+                    f"{key}={mine[key]} here, but {firsts[key]} in process 0; give all "
+                    "processes the same command and the same data"
+                )
+
+
+def check_same_run(setup: Setup, record: dict) -> None:
+    """Refuse to go on with other data, or with a config that means another run."""
+    workdir, path = setup.workdir, setup.config.data.path
+    before = flatten(current_names(record["config"]))
+    now = flatten(setup.config.to_dict())
+    for key in sorted((before.keys() | now) - FREE_KEYS):
+        if key.partition(".")[0] in FREE_SECTIONS:
+            continue
+        if before.get(key) != now.get(key):
+            raise ValueError(
+                f"{workdir} holds a run with {key}={before.get(key)}, but now "
+                f"{key}={now.get(key)}; choose another --workdir for a new run"
+            )
+    for key in ("state_dim", "act_dim"):
+        if record["model"][key] != (found := getattr(setup.model, key)):
+            raise ValueError(
+                f"{workdir} holds a run with {key}={record['model'][key]}, but "
+                f"data.path={path!r} has {key}={found}; choose another --workdir for a "
+                "new run"
+            )
+    fingerprint = setup.trajectories.fingerprint()
+    if record["fingerprint"] != fingerprint:
+        raise ValueError(
+            f"{workdir} holds a run on data of fingerprint "
+            f"{record['fingerprint']}, but data.path={path!r} has {fingerprint}; "
+            "choose another --workdir for a new run"
+        )
+
+
+def _take_over(model, fields, source) -> DecisionTransformer:
+    """The model of `train.init_from`, dropout and precision by the config."""
+    try:
+        DecisionTransformer(**fields)
+    except ValueError as error:
+        raise ValueError(f"train.init_from={source}: {error}") from None
+    mine = model_fields(model)
+    chosen = ("resid_pdrop", "embd_pdrop", "attn_pdrop", "initializer_range", "dtype")
+    wrong = [
+        key for key in {*mine} - {*chosen, *HF_ONLY_FIELDS} if fields[key] != mine[key]
+    ]
+    dims = [key for key in ("state_dim", "act_dim") if key in wrong]
+    if dims:
+        raise ValueError(
+            f"train.init_from={source} has {dims[0]}={fields[dims[0]]}, but the data "
+            f"has {mine[dims[0]]}"
+        )
+    if wrong:
+        flags = " ".join(f"--config.model.{key}={fields[key]}" for key in sorted(wrong))
+        raise ValueError(f"train.init_from={source} is another model; add {flags}")
+    return model.clone(**{key: fields[key] for key in HF_ONLY_FIELDS})
+
+
+def _simulated_market(workdir: Path) -> Path:
+    """The embedded dataset, made the first time it is asked for."""
+    path = workdir / SIMULATED_MARKET
+    if not path.exists():
+        print(f"no data.path: simulating a market in {path}", flush=True)
+        with locked(workdir):
+            save_trajectories(path, simulated_episodes())
+    return path

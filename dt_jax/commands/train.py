@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Train, or go on training, in a workdir, which holds one run.
+
+Started again in it, the run goes on where its newest good checkpoint stands.
+"""
+
+from contextlib import ExitStack, closing
+from pathlib import Path
+
+import jax
+from ml_collections import ConfigDict
+
+from dt_jax.commands.evaluate import check_evaluation, environment_of, evaluate
+from dt_jax.commands.report import draw_training
+from dt_jax.commands.setup import Setup, check_same_run, check_same_start
+from dt_jax.config import naming_keys
+from dt_jax.reporting.html_page import write_page
+from dt_jax.reporting.run_summary import describe_run
+from dt_jax.system import distributed
+from dt_jax.system.files import locked, read_json, write_json
+from dt_jax.training.checkpoint import Checkpoints, unflatten
+from dt_jax.training.feed import Feed
+from dt_jax.training.loop import describe_bad_updates, run_updates
+from dt_jax.training.metrics import MetricWriter, read_metrics
+from dt_jax.training.train_step import make_train_call, replicate
+from dt_jax.training.validation import HeldOut
+
+
+@naming_keys()
+def train(config: ConfigDict, workdir: Path) -> None:
+    """Train, or go on training, until the run is complete.
+
+    Raises:
+      ValueError, FileNotFoundError: the config, the data or the checkpoints are at
+        fault; nothing of an existing run has been changed.
+      OSError: something could not be read or written (a full disk, say); the last good
+        checkpoint is kept.
+      FloatingPointError: `train.max_bad_updates` in a row had a loss or gradient that
+        is not finite; the message, in the first process alone, says why.
+      SystemExit, KeyboardInterrupt: after a signal during updates, the state saved;
+        see `interruption.postponed`.
+    """
+    try:
+        _train(config, workdir)
+    except OSError as error:
+        if error.errno is None or error.filename:
+            raise
+        raise OSError(f"{workdir}: {error.strerror}") from error  # of a write
+
+
+def _train(config, workdir):
+    def prepare():
+        setup = Setup(config, workdir)
+        check_evaluation(config, setup.model)
+        return setup
+
+    setup, checkpoints, checkpoint = distributed.first_then_rest(prepare), None, None
+    check_same_start(setup)
+    with ExitStack() as stack:
+        with distributed.raise_everywhere():
+            if jax.process_index() == 0:
+                stack.enter_context(locked(workdir))
+                limit = config.train.save_total_limit
+                checkpoints = Checkpoints(workdir / "checkpoints", limit)
+                stack.enter_context(closing(checkpoints))
+                checkpoint = checkpoints.restore()
+        checkpoint, saved = distributed.broadcast(checkpoint), None
+        if checkpoint is not None:
+            check_same_run(setup, checkpoint.record)
+            saved, step = checkpoint.record["meter"], checkpoint.step
+            if step >= setup.total_steps and distributed.broadcast(
+                _is_concluded(workdir, setup.total_steps)
+            ):
+                distributed.print_once(
+                    f"{workdir}: complete at update {step:,}, nothing to do"
+                )
+                return
+            if checkpoints:
+                checkpoints.set_aside_after(step)
+            expected = jax.eval_shape(setup.first_state, setup.given)
+            state = unflatten({"state": expected}, checkpoint.arrays)["state"]
+            distributed.print_once(f"{workdir}: going on from update {step:,}")
+        else:
+            state = jax.jit(setup.first_state)(setup.given)
+        placement = distributed.broadcast(setup.report_data(state))
+        feed = Feed(setup.sampler, placement, config.data.store_dtype)
+        if checkpoints:
+            write_json(workdir / "config.json", config.to_dict())
+        _update(setup, feed, replicate(state), setup.metrics(saved), checkpoints)
+
+
+def _update(setup, feed, state, metrics, checkpoints):
+    """Make the updates; in the first process also leave what a run leaves."""
+    config, workdir = setup.config, setup.workdir
+    call = make_train_call(
+        optimizer=setup.optimizer, seed=config.seed, fetch=feed.fetch, **setup.how()
+    )
+    held_out = writer = None
+    if first := checkpoints is not None:
+        held_out = setup.held_out and HeldOut(setup.held_out, setup.model, feed)
+        writer = MetricWriter(
+            workdir,
+            step=metrics.step,
+            total_steps=setup.total_steps,
+            wandb=config.log.wandb,
+        )
+
+    def why_bad(state):
+        how = setup.how() | {"key": jax.random.key(config.seed)}
+        return describe_bad_updates(state, metrics, setup.sampler, **how)
+
+    state = run_updates(
+        state,
+        call=call,
+        feed=feed,
+        intervals=setup.intervals(),
+        metrics=metrics,
+        max_bad_updates=config.train.max_bad_updates,
+        heartbeat_seconds=config.distributed.heartbeat_seconds,
+        why_bad=why_bad,
+        writer=writer,
+        checkpoints=checkpoints,
+        record=setup.record(),
+        held_out=held_out,
+    )
+    if first:
+        _conclude(setup, metrics, state, held_out)
+
+
+def _conclude(setup, metrics, state, held_out) -> None:
+    """Leave the summary, the pictures and the page; say where everything lies."""
+    workdir = setup.workdir
+    # Of a shorter run: what is written last tells that all is.
+    (workdir / "report" / "index.html").unlink(missing_ok=True)
+    num_parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    summary = {**metrics.summary(), "num_parameters": num_parameters}
+    errors = held_out and held_out.evaluate(state.params, setup.sampler.trajectories)
+    if errors:
+        write_json(workdir / "report" / "held_out.json", errors)
+    draw_training(workdir)
+    write_json(workdir / "summary.json", summary)
+    if environment_of(setup.config):
+        evaluate(setup.config, workdir)
+    else:
+        write_page(workdir)
+    last_loss = read_metrics(workdir / "metrics.jsonl")[-1]["loss"]
+    print(describe_run(workdir, summary, last_loss, errors))
+
+
+def _is_concluded(workdir, total_steps) -> bool:
+    """False when the end came between the last save and the page, the last file."""
+    path = workdir / "summary.json"
+    summary = read_json(path) if path.is_file() else {"global_step": 0}
+    page = workdir / "report" / "index.html"
+    return summary["global_step"] >= total_steps and page.is_file()

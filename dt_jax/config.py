@@ -1,0 +1,342 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The notebook's recipe, which is the only home of defaults, and a config's faults.
+
+    python main.py --config configs/base.py
+
+trains it on the simulated market, one to two minutes on two CPU cores. A config file
+changes a few keys of `default_config()`; any key can be given at the prompt
+(--config.train.batch_size=128) or set in Python (config.train.batch_size = 128).
+"""
+
+import difflib
+import inspect
+import os
+import re
+import textwrap
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+from ml_collections import ConfigDict, config_dict
+
+from dt_jax.system.files import read_json
+
+# What keys were called in version 0.1; a config.json of such a run is still read.
+RENAMED = {
+    "eval.beside": "eval.baselines",
+    "eval.reference_returns": "eval.score_range",
+    "hosts.cluster": "distributed.cluster",
+    "hosts.initialization_timeout": "distributed.initialization_timeout",
+    "hosts.heartbeat_timeout_seconds": "distributed.heartbeat_timeout_seconds",
+    "hosts.heartbeat_seconds": "distributed.heartbeat_seconds",
+}
+
+
+def default_config() -> ConfigDict:
+    """The base recipe, locked: a key that does not exist cannot be set by mistake."""
+    config = ConfigDict()
+
+    # Of the first weights, the batches and dropout; with the step it determines both.
+    config.seed = 0
+
+    config.data = data = ConfigDict()
+    # A folder saved by `save_to_disk`; empty: the simulated market, made once.
+    data.path = ""
+    # Steps of a segment (the collator's max_len).
+    data.context_length = 20
+    # Timesteps from here on are read as the one before (the collator's max_ep_len).
+    data.max_ep_len = 985
+    # Returns-to-go are divided by it (the collator's scale).
+    data.return_scale = 1000.0
+    # Of the returns-to-go; 1 is the plain sum.
+    data.discount = 1.0
+    # 'length': trajectories are drawn in proportion to their length; 'uniform': alike.
+    data.weighting = "length"
+    # Cut a row after each `done` inside it, so that returns do not run across a reset.
+    data.split_on_dones = False
+    # Share of the trajectories that is never trained on, only measured; 0: none.
+    data.validation_fraction = 0.0
+    # 'host': NumPy batches are sent ahead; 'device': the whole store lies on the
+    # device; 'auto': on the device where it fits.
+    data.placement = "auto"
+    # Of the states in a store on the device: float32, or bfloat16 in half the memory.
+    data.store_dtype = "float32"
+
+    # HF's DecisionTransformerConfig; state_dim and act_dim come from the data.
+    config.model = model = ConfigDict()
+    model.hidden_size = 128
+    model.n_layer = 3
+    model.n_head = 1
+    # Width of the MLP; None: four times hidden_size.
+    model.n_inner = config_dict.placeholder(int)
+    model.activation_function = "relu"
+    # Rows of the timestep table; at least data.max_ep_len.
+    model.max_ep_len = 4096
+    # Actions are squashed to (-1, 1).
+    model.action_tanh = True
+    model.resid_pdrop = 0.1
+    model.embd_pdrop = 0.1
+    model.attn_pdrop = 0.1
+    model.layer_norm_epsilon = 1e-5
+    model.initializer_range = 0.02
+    # What layers compute in: float32, bfloat16 or float16. Parameters stay float32.
+    model.dtype = "float32"
+
+    config.optimizer = optimizer = ConfigDict()
+    optimizer.learning_rate = 1e-4
+    # Not on biases and layer norms, nor on what gets no gradient.
+    optimizer.weight_decay = 1e-4
+    optimizer.adam_beta1 = 0.9
+    optimizer.adam_beta2 = 0.999
+    optimizer.adam_epsilon = 1e-8
+    # Gradients are clipped to this global norm.
+    optimizer.max_grad_norm = 0.25
+    # Share of all updates in which the learning rate rises from 0.
+    optimizer.warmup_ratio = 0.1
+    # 'linear', 'cosine', 'constant_with_warmup' or 'constant'.
+    optimizer.lr_scheduler_type = "linear"
+
+    config.train = train = ConfigDict()
+    # An epoch is ceil(trajectories / batch_size) updates.
+    train.num_train_epochs = 120
+    # Updates in all; above 0 it overrides num_train_epochs.
+    train.max_steps = 0
+    # A Hugging Face folder or a workdir whose weights to start from; empty: none.
+    train.init_from = ""
+    # Segments of an update, over all devices together.
+    train.batch_size = 64
+    # Updates that one call makes on the device before the host looks again.
+    train.updates_per_call = 10
+    # Updates between two records of metrics.jsonl (the notebook has 500).
+    train.logging_steps = 20
+    # Updates between two checkpoints, and how many of these are kept.
+    train.save_steps = 500
+    train.save_total_limit = 3
+    # An update whose loss or gradient is not finite is skipped; after this many in a
+    # row the run stops.
+    train.max_bad_updates = 10
+
+    # After training, and with --mode=evaluate, the model acts towards each target.
+    config.eval = evaluation = ConfigDict()
+    # A Gymnasium id or 'module:callable'; empty: the simulated market where data.path
+    # is empty, else none.
+    evaluation.environment = ""
+    # Its arguments, as JSON: '{"market": "prices.csv"}'.
+    evaluation.environment_kwargs = "{}"
+    # Returns to aim at, in raw reward; empty: 10, 50, 90 and 100 % of the data's.
+    evaluation.targets = ()
+    # Episodes for each target, on the same seeds.
+    evaluation.episodes = 20
+    # Others to compare with, on the same seeds: 'module:callable' (observations ->
+    # actions), a .zip of stable-baselines3, a workdir or a Hugging Face folder.
+    evaluation.baselines = ()
+    # Returns that are normalised to 0 and to 100; empty: that of random actions, and
+    # the data's 90 % quantile.
+    evaluation.score_range = ()
+
+    # --mode=collect: an actor's episodes in eval.environment, to <workdir>/dataset.
+    config.collect = collect = ConfigDict()
+    # 'module:callable' or a .zip of stable-baselines3.
+    collect.actor = ""
+    collect.episodes = 1000
+
+    # A run of several processes, on one host or many: see docs/many-devices.md.
+    config.distributed = distributed = ConfigDict()
+    # 'auto': what JAX finds (Slurm, Open MPI, Kubernetes, Cloud TPU); 'none': this
+    # process alone; or one by JAX's name of it, such as 'mpi4py'.
+    distributed.cluster = "auto"
+    # Seconds after which a process ends if not all of them have met.
+    distributed.initialization_timeout = 300
+    # When one has been silent for so many seconds, the others end.
+    distributed.heartbeat_timeout_seconds = 60
+    # Seconds between two lines in which a process reports that it is alive.
+    distributed.heartbeat_seconds = 60
+
+    config.log = log = ConfigDict()
+    # Also send the metrics to Weights & Biases (pip install wandb).
+    log.wandb = False
+
+    return config.lock()
+
+
+def get_config(workdir: str = "") -> ConfigDict:
+    """What --config stands for without a file: a run's own config, or the default."""
+    return saved_config(workdir) if workdir else default_config()
+
+
+def saved_config(workdir: str | os.PathLike) -> ConfigDict:
+    """The config that a run has left in its workdir, old names read as the new ones.
+
+    Raises:
+      FileNotFoundError, ValueError: there is no `config.json`, or it is no config.
+    """
+    file = Path(workdir) / "config.json"
+    if not file.is_file():
+        raise FileNotFoundError(
+            f"{file}: no such file, expected the --workdir of a run that has begun"
+        )
+    config = default_config()
+    try:
+        config.update_from_flattened_dict(flatten(current_names(read_json(file))))
+    except (KeyError, AttributeError, TypeError, ValueError) as error:
+        raise ValueError(f"{file}: not the config of a run ({error})") from None
+    return config
+
+
+def current_names(saved: Mapping) -> dict:
+    """A config as nested dicts, with the keys of version 0.1 under their new names."""
+    renamed = {RENAMED.get(key, key): value for key, value in flatten(saved).items()}
+    nested = {}
+    for key, value in renamed.items():
+        section, _, name = key.rpartition(".")
+        (nested.setdefault(section, {}) if section else nested)[name] = value
+    return nested
+
+
+def check(given: ConfigDict, where: str | os.PathLike) -> None:
+    """Raise ValueError unless a config has the keys and types of the default.
+
+    A whole number may stand for a float, and one of any size for None.
+
+    Args:
+      where: the config comes from, a file or 'config'; errors begin with it.
+    """
+    if not hasattr(given, "to_dict"):
+        raise ValueError(
+            f"{where}: found {given!r}, expected a ConfigDict as `default_config()` of "
+            "dt_jax.config gives"
+        )
+    given, expected = flatten(given.to_dict()), flatten(default_config().to_dict())
+    for key in sorted(given.keys() - expected):
+        raise ValueError(f"{where}: {key}: {unknown(key)}")
+    for key, value in expected.items():
+        if key not in given:
+            raise ValueError(
+                f"{where}: {key} is missing; take dt_jax.config.default_config() and "
+                "change keys"
+            )
+        kinds = {int, float} if type(value) is float else {type(value)}
+        if value is None:
+            kinds = {int, type(None)}
+        if type(given[key]) not in kinds:
+            raise ValueError(
+                f"{where}: {key}={given[key]!r}: expected one like {value!r}"
+            )
+
+
+class Key(NamedTuple):
+    """A key of the config, or a section (its default is a dict), and its comment."""
+
+    name: str
+    default: object
+    comment: str
+
+
+def documented_keys() -> list[Key]:
+    """All sections and keys in the order of `default_config`, whose source is read."""
+    defaults, keys, comment = default_config().to_dict(), [], []
+    defaults |= flatten(defaults)
+    sections = {}
+    for line in inspect.getsource(default_config).splitlines():
+        if found := re.fullmatch(r"    config\.(\w+) = (\w+) = ConfigDict\(\)", line):
+            sections[found[2]] = found[1]
+            keys.append(Key(found[1], defaults[found[1]], " ".join(comment)))
+            comment = []
+        elif found := re.fullmatch(r"    # (.+)", line):
+            comment.append(found[1])
+        elif found := re.fullmatch(r"    (\w+)\.(\w+) = .+", line):
+            section = sections.get(found[1])
+            name = f"{section}.{found[2]}" if section else found[2]
+            keys.append(Key(name, defaults[name], " ".join(comment)))
+            comment = []
+    return keys
+
+
+def describe_keys() -> str:
+    """Text for --help, at most 80 columns wide."""
+    lines = []
+    for key in documented_keys():
+        is_section = isinstance(key.default, dict)
+        lines.append("" if is_section else f"  --config.{key.name}={key.default}")
+        indent = "  " if is_section else "      "
+        lines += textwrap.wrap(
+            key.comment, 80, initial_indent=indent, subsequent_indent=indent
+        )
+    return "\n".join(lines)
+
+
+def explain(error: Exception, argv: list[str]) -> str:
+    """Why the arguments could not be parsed: the file's fault, a flag's or a key's."""
+    chain = [error]  # libraries wrap what a file raises
+    while cause := chain[-1].__cause__ or chain[-1].__context__:
+        chain.append(cause)
+    for cause in reversed(chain):
+        for frame in reversed(traceback.extract_tb(cause.__traceback__)):
+            if frame.name in ("<module>", "get_config"):
+                place = f"{frame.filename}, line {frame.lineno}"
+                return f"{place}: {type(cause).__name__}: {cause}"
+    cause = chain[-1]
+    if isinstance(cause, SyntaxError) and Path(cause.filename or "").is_file():
+        return f"{cause.filename}, line {cause.lineno}: {cause.msg}"
+    if isinstance(cause, OSError):
+        file = str(cause).rpartition(": ")[2].strip("'")
+        return f"--config={file}: no such file, expected e.g. configs/base.py"
+    if isinstance(error, AttributeError | KeyError):  # an unknown key
+        key = re.search(r"\w+", str(error))[0]
+        for argument in argv:
+            if key in re.split(r"[.=]", argument):
+                name = argument.partition("=")[0].removeprefix("--config.")
+                return f"{argument}: {unknown(name)}"
+    return f"{error}; see --help and dt_jax/config.py"
+
+
+def unknown(key: str) -> str:
+    """What to say of a key that does not exist: its new name, or the nearest right one.
+
+    A key is often given without its section, or in another one.
+    """
+    if key in RENAMED:
+        return f"this key is now called {RENAMED[key]}"
+    known = list(flatten(default_config().to_dict()))
+    name = key.rpartition(".")[2]
+    found = [k for k in known if k.rpartition(".")[2] == name]
+    found = found or difflib.get_close_matches(key, known, n=1)
+    if not found:
+        return "no such key; dt_jax/config.py has them all"
+    return f"no such key; did you mean {' or '.join(found)}?"
+
+
+@contextmanager
+def naming_keys() -> Iterator[None]:
+    """Errors of the block that name an argument name the key it comes from.
+
+    'batch_size=0: expected at least 1' becomes 'train.batch_size=0: expected ...'.
+    """
+    try:
+        yield
+    except (ValueError, FileNotFoundError) as error:
+        named = _named(str(error))
+        if named == str(error):
+            raise
+        kind = FileNotFoundError if isinstance(error, OSError) else ValueError
+        raise kind(named) from error
+
+
+def _named(message):
+    keys = {}
+    for key in flatten(default_config().to_dict()):
+        keys.setdefault(key.rpartition(".")[2], key)
+    return re.sub(r"(?<!\S)\w+(?==)", lambda m: keys.get(m[0], m[0]), message)
+
+
+def flatten(tree: Mapping, prefix: str = "") -> dict:
+    """{'section.key': value} of nested dicts."""
+    flat = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat

@@ -1,0 +1,394 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Datasets on disk to `Trajectories`, and the notebook's layout back to disk.
+
+The only file that knows column names. Arrow buffers are viewed, memory-mapped, chunk
+by chunk; no number ever becomes a Python object, and chunks are never combined (32-bit
+list offsets would overflow).
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pyarrow as pa
+
+from dt_jax.data.scan import STD_EPSILON
+from dt_jax.data.trajectories import Trajectories, check_lengths
+from dt_jax.system.files import scratch
+
+STRUCT = "train"  # the notebook keeps a trajectory in one struct column of this name
+STATES, ACTIONS, REWARDS, DONES = "observations", "actions", "rewards", "dones"
+STATISTICS = ("state_mean", "state_std")
+END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"  # the last bytes of an Arrow stream
+WRITE_BYTES = 64 << 20  # trajectories are written in batches of about this size
+
+
+def load_trajectories(
+    path: str | os.PathLike | datasets.Dataset | datasets.DatasetDict,
+    *,
+    split_on_dones: bool = False,
+    discount: float = 1.0,
+) -> Trajectories:
+    """Open a dataset saved by `save_to_disk` (or one already open) without copying it.
+
+    Two layouts, a trajectory a row: the notebook's, with a struct column `train` of
+    `observations` and `actions` (lists of lists of numbers), `rewards` and `dones`, and
+    scalar columns `state_mean` and `state_std`; and HF's gym-replay layout, with the
+    same four as plain columns. Of a `DatasetDict` the split `train` is read. Rows
+    chosen by `select` or `shuffle` are honoured. float32 and float64 alike.
+
+    Args:
+      split_on_dones, discount: see `Trajectories.from_arrays`.
+
+    Raises:
+      FileNotFoundError: there is no dataset at `path`.
+      ValueError: a column is missing, of another type, or holds faulty values.
+    """
+    dataset, source = _open(path)
+    try:
+        return _read(dataset, split_on_dones=split_on_dones, discount=discount)
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from None
+
+
+def save_trajectories(path: str | os.PathLike, episodes: Iterable[Mapping]) -> None:
+    """Write episodes to `path` in the notebook's layout, streaming, all or nothing.
+
+    Args:
+      path: a folder that does not exist yet.
+      episodes: mappings with `observations`: TxS, `actions`: TxA, `rewards`: T and
+        `dones`: T; floating-point columns are written as float32. With at least S
+        episodes the columns `state_mean` and `state_std` are written too (shorter
+        columns cannot hold them, and a reader computes them).
+    """
+    path = Path(path)
+    if path.exists():
+        raise ValueError(f"{path} exists already; choose a folder that does not")
+    folder = path.with_name(f".{path.name}.partial")
+    shutil.rmtree(folder, ignore_errors=True)  # of a process that was killed
+    folder.mkdir(parents=True)
+    bars = datasets.are_progress_bars_disabled()
+    datasets.disable_progress_bars()
+    try:
+        with scratch(folder):
+            mean, std = _stream(folder / "rows.arrow", episodes)
+            dataset = datasets.Dataset.from_file(str(folder / "rows.arrow"))
+            if len(dataset) >= len(mean):
+                padding = (0, len(dataset) - len(mean))
+                columns = [np.pad(column, padding) for column in (mean, std)]
+                statistics = pa.table(columns, names=list(STATISTICS))
+                dataset = datasets.concatenate_datasets(
+                    [dataset, datasets.Dataset(statistics)], axis=1
+                )
+            dataset.save_to_disk(folder / "dataset")
+            os.replace(folder / "dataset", path)
+    finally:
+        if not bars:
+            datasets.enable_progress_bars()
+
+
+def _open(path):
+    dataset, source = path, "dataset"
+    if isinstance(path, str | os.PathLike):
+        source = f"path={os.fspath(path)}"
+        if not os.path.isdir(path):
+            found = "found a file" if os.path.exists(path) else "no such folder"
+            raise FileNotFoundError(
+                f"{source}: {found}; expected a dataset saved by save_to_disk"
+            )
+        try:
+            dataset = datasets.load_from_disk(os.fspath(path))
+        except FileNotFoundError as error:
+            raise FileNotFoundError(
+                f"{source}: not a whole dataset ({_one_line(error)}); expected one "
+                "saved by save_to_disk"
+            ) from None
+        except IndexError:  # by `datasets`, of one that was saved without a row
+            raise ValueError(
+                f"{source}: found no rows, expected at least one trajectory"
+            ) from None
+        except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
+            raise ValueError(
+                f"{source}: not a readable dataset ({_broken_file(path)}"
+                f"{_one_line(error)}); save it again with save_to_disk"
+            ) from None
+    if isinstance(dataset, datasets.DatasetDict):
+        if "train" not in dataset:
+            raise ValueError(
+                f"{source}: found the splits {', '.join(dataset)}, expected 'train'"
+            )
+        dataset = dataset["train"]
+    if isinstance(path, str | os.PathLike):
+        _check_shards(dataset, source)
+    return dataset, source
+
+
+def _broken_file(path):
+    """'<name>: ' of the first file that alone cannot be read: `datasets` does not say.
+
+    Empty when each of them can.
+    """
+    for file in sorted(Path(path).rglob("*.*")):
+        try:
+            if file.suffix == ".json":
+                json.loads(file.read_text())
+            elif file.suffix == ".arrow":
+                with pa.memory_map(str(file)) as stream:
+                    pa.ipc.open_stream(stream).read_all()
+        except (OSError, ValueError):
+            return f"{file.name}: "
+    return ""
+
+
+def _check_shards(dataset, source):
+    """A shard cut off between two record batches would read as a shorter one."""
+    for shard in dataset.cache_files:
+        with open(shard["filename"], "rb") as stream:
+            stream.seek(-len(END_OF_STREAM), os.SEEK_END)
+            if stream.read() != END_OF_STREAM:
+                raise ValueError(
+                    f"{source}: {os.path.basename(shard['filename'])} ends before its "
+                    "end mark, so rows are missing; save it again with save_to_disk"
+                )
+
+
+def _read(dataset, *, split_on_dones, discount):
+    table = dataset.data.table
+    columns = _columns(table)
+    states, state_lengths = _matrices(columns[STATES], STATES)
+    actions, action_lengths = _matrices(columns[ACTIONS], ACTIONS)
+    rewards, reward_lengths = _vectors(columns[REWARDS], REWARDS)
+    lengths = {
+        STATES: state_lengths,
+        ACTIONS: action_lengths,
+        REWARDS: reward_lengths,
+    }
+    dones = None
+    if DONES in columns:
+        dones, lengths[DONES] = _vectors(columns[DONES], DONES)
+        dones = dones.astype(bool)
+    check_lengths(lengths)
+    starts = np.cumsum(state_lengths) - state_lengths
+    if dataset._indices is not None:
+        chosen = dataset._indices.column(0).to_numpy()
+        starts, state_lengths = starts[chosen], state_lengths[chosen]
+    mean, std = _statistics(table, states[0].shape[1])
+    return Trajectories.from_arrays(
+        states,
+        actions,
+        rewards,
+        starts=starts,
+        lengths=state_lengths,
+        dones=dones,
+        state_mean=mean,
+        state_std=std,
+        split_on_dones=split_on_dones,
+        discount=discount,
+        names=(STATES, ACTIONS, REWARDS),
+    )
+
+
+def _columns(table) -> dict[str, list[pa.Array]]:
+    """The chunks of each of our columns, from either layout; empty chunks left out."""
+    names = table.column_names
+    if STRUCT in names and pa.types.is_struct(table.schema.field(STRUCT).type):
+        chunks = [chunk for chunk in table.column(STRUCT).chunks if len(chunk)]
+        fields = [field.name for field in table.schema.field(STRUCT).type]
+        columns = {name: [c.field(name) for c in chunks] for name in fields}
+        found = f"the fields {', '.join(fields)} in column {STRUCT!r}"
+        nulls_E = table.column(STRUCT).is_null().to_numpy()
+        if nulls_E.any():
+            raise ValueError(
+                f"trajectory {nulls_E.argmax()}: column {STRUCT!r} is empty (null)"
+            )
+    else:
+        columns = {
+            name: [chunk for chunk in table.column(name).chunks if len(chunk)]
+            for name in names
+        }
+        found = f"the columns {', '.join(names)}"
+    for name in (STATES, ACTIONS, REWARDS):
+        if name not in columns:
+            raise ValueError(
+                f"found {found}; expected {STATES}, {ACTIONS}, {REWARDS} (and "
+                f"{DONES}), or a struct column {STRUCT!r} of them"
+            )
+    if not columns[STATES]:
+        raise ValueError("found no rows, expected at least one trajectory")
+    return columns
+
+
+def _matrices(chunks, name):
+    """Chunks of trajectories x steps x numbers to a matrix each, and the lengths."""
+    matrices, lengths, width = [], [], 0
+    for chunk in chunks:
+        first = sum(map(len, lengths))  # the trajectory this chunk begins with
+        lengths_E, steps = _unnest(chunk, name, first, np.arange(1, len(chunk) + 1))
+        ends_E = np.cumsum(lengths_E)
+        widths_N, numbers = _unnest(steps, name, first, ends_E)
+        width = width or int(widths_N[:1].sum())
+        wrong = np.flatnonzero(widths_N != width)
+        if len(wrong):
+            row = first + np.searchsorted(ends_E, wrong[0], "right")
+            raise ValueError(
+                f"trajectory {row}: column {name!r} has a row of {widths_N[wrong[0]]} "
+                f"numbers, but the first row has {width}; all must be equally wide"
+            )
+        values = _numbers(numbers, name, first, ends_E * width)
+        lengths.append(lengths_E)
+        matrices.append(values.reshape(len(widths_N), width))
+    # A chunk of nothing but empty trajectories has no rows, and knows no width.
+    filled = [matrix for matrix in matrices if len(matrix)]
+    return filled or matrices[:1], np.concatenate(lengths)
+
+
+def _vectors(chunks, name):
+    """Chunks of trajectories x numbers to one vector, and the lengths."""
+    vectors, lengths = [], []
+    for chunk in chunks:
+        first = sum(map(len, lengths))
+        lengths_E, numbers = _unnest(chunk, name, first, np.arange(1, len(chunk) + 1))
+        lengths.append(lengths_E)
+        vectors.append(_numbers(numbers, name, first, np.cumsum(lengths_E)))
+    return np.concatenate(vectors), np.concatenate(lengths)
+
+
+def _unnest(array, name, first, ends_E):
+    """Take one level of lists off; `ends_E` is where each trajectory ends in it."""
+    if isinstance(array, pa.ExtensionArray):
+        array = array.storage
+    kind = array.type
+    if not (
+        pa.types.is_list(kind)
+        or pa.types.is_large_list(kind)
+        or pa.types.is_fixed_size_list(kind)
+    ):
+        raise ValueError(
+            f"column {name!r} holds {kind} where a list was expected "
+            "(a trajectory a row; states and actions are lists of lists of numbers)"
+        )
+    _refuse_nulls(array, name, first, ends_E)
+    if pa.types.is_fixed_size_list(kind):
+        lengths = np.full(len(array), kind.list_size)
+    else:
+        lengths = np.diff(array.offsets.to_numpy())
+    return lengths.astype(np.int64), array.flatten()
+
+
+def _numbers(array, name, first, ends_E):
+    kind = array.type
+    is_bool = pa.types.is_boolean(kind)
+    if not (is_bool or pa.types.is_floating(kind) or pa.types.is_integer(kind)):
+        raise ValueError(f"column {name!r} holds {kind}, expected numbers")
+    _refuse_nulls(array, name, first, ends_E)
+    # Booleans are packed in bits: the one kind that must be copied.
+    return array.to_numpy(zero_copy_only=not is_bool)
+
+
+def _refuse_nulls(array, name, first, ends_E):
+    """A null would shift all that follows it; name the trajectory that has it."""
+    if array.null_count:
+        place = array.is_null().to_numpy(zero_copy_only=False).argmax()
+        row = first + np.searchsorted(ends_E, place, "right")
+        raise ValueError(
+            f"trajectory {row}: column {name!r} has an empty (null) value or list"
+        )
+
+
+def _statistics(table, state_dim):
+    """The dataset's own mean and std: the first `state_dim` rows of two columns."""
+    if not set(STATISTICS) <= set(table.column_names):
+        return None, None
+    if len(table) < state_dim:
+        raise ValueError(
+            f"columns state_mean and state_std have {len(table)} rows, but states have "
+            f"{state_dim} numbers; remove the two columns to have them computed"
+        )
+    mean, std = (_statistic(table.column(n)[:state_dim], n) for n in STATISTICS)
+    if (std <= 0).any():
+        raise ValueError(
+            f"column 'state_std' holds {std.min()} for feature {std.argmin()}, "
+            "expected a positive number; if rows were shuffled or cut since it was "
+            "written, remove state_mean and state_std to have them computed"
+        )
+    return mean, std
+
+
+def _statistic(column, name):
+    kind = column.type
+    if not (pa.types.is_floating(kind) or pa.types.is_integer(kind)):
+        raise ValueError(f"column {name!r} holds {kind}, expected numbers")
+    with np.errstate(over="ignore"):
+        values_S = column.to_numpy().astype(np.float32)
+    bad = np.flatnonzero(~np.isfinite(values_S))
+    if len(bad):
+        raise ValueError(
+            f"column {name!r} holds {column[bad[0]]} for feature {bad[0]}, expected a "
+            "finite float32"
+        )
+    return values_S
+
+
+def _stream(path, episodes):
+    """Write the struct column batch by batch; return the states' mean and std."""
+    writer, batch, batch_bytes = None, [], 0
+    count, total, squares, shift = 0, 0.0, 0.0, None
+
+    def flush():
+        nonlocal writer
+        columns = {key: [e[key] for e in batch] for key in batch[0]}
+        struct = pa.StructArray.from_arrays(
+            [_lists(column) for column in columns.values()], names=list(columns)
+        )
+        rows = pa.record_batch([struct], names=[STRUCT])
+        writer = writer or pa.ipc.new_stream(str(path), rows.schema)
+        writer.write_batch(rows)
+        batch.clear()
+
+    for episode in episodes:
+        batch.append(
+            {
+                STATES: np.asarray(episode[STATES], np.float32),
+                ACTIONS: np.asarray(episode[ACTIONS], np.float32),
+                REWARDS: np.asarray(episode[REWARDS], np.float32),
+                DONES: np.asarray(episode[DONES], bool),
+            }
+        )
+        states_TxS = batch[-1][STATES].astype(np.float64)
+        shift = states_TxS[0].copy() if shift is None else shift
+        states_TxS -= shift  # sums of squares about a typical state keep their digits
+        count += len(states_TxS)
+        total = total + states_TxS.sum(axis=0)
+        squares = squares + np.square(states_TxS).sum(axis=0)
+        batch_bytes += sum(array.nbytes for array in batch[-1].values())
+        if batch_bytes > WRITE_BYTES:
+            flush()
+            batch_bytes = 0
+    if batch:
+        flush()
+    if writer is None:
+        raise ValueError("found no episodes to write, expected at least one")
+    writer.close()
+    mean = total / count
+    std = np.sqrt(squares / count - np.square(mean)) + STD_EPSILON
+    return (mean + shift).astype(np.float32), std.astype(np.float32)
+
+
+def _lists(arrays):
+    """Arrays of T or TxW to an Arrow list (of lists) array, without Python numbers."""
+    offsets = np.cumsum([0] + [len(array) for array in arrays], dtype=np.int32)
+    values = np.concatenate(arrays)
+    inner = pa.array(values.reshape(-1))
+    if values.ndim == 2:
+        width = values.shape[1]
+        steps = np.arange(0, values.size + 1, width, dtype=np.int32)
+        inner = pa.ListArray.from_arrays(steps, inner)
+    return pa.ListArray.from_arrays(offsets, inner)
+
+
+def _one_line(error):
+    return " ".join(str(error).split())[:200]

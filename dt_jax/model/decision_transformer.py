@@ -1,0 +1,261 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The Decision Transformer, equal to Hugging Face's `DecisionTransformerModel`.
+
+In go normalised states, actions, returns-to-go,
+timesteps and the mask of a `Batch`; out come the predicted actions. Elsewhere the model
+is `apply` and a nested dict of parameters whose names are those of `hf_weights.py`.
+"""
+
+import dataclasses
+import math
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from dt_jax.model.layers import (
+    ACTIVATIONS,
+    Dense,
+    LayerNorm,
+    attention,
+    dropout,
+    kept,
+)
+
+
+class Prediction(NamedTuple):
+    """What the heads say: BxKxA, and with `all_heads` also BxKxS and BxKx1."""
+
+    action_preds: jax.Array
+    state_preds: jax.Array | None
+    return_preds: jax.Array | None
+
+
+class DecisionTransformer(nn.Module):
+    """Decision Transformer (Chen et al., 2021, arXiv:2106.01345) as HF writes it.
+
+    The fields are those of `transformers.DecisionTransformerConfig`, with its defaults
+    (a `config.json` may leave keys out); `dtype` is what the layers compute in, the
+    parameters stay float32.
+    """
+
+    state_dim: int = 17
+    act_dim: int = 4
+    hidden_size: int = 128
+    max_ep_len: int = 4096
+    action_tanh: bool = True
+    vocab_size: int = 1
+    n_positions: int = 1024
+    n_layer: int = 3
+    n_head: int = 1
+    n_inner: int | None = None
+    activation_function: str = "relu"
+    resid_pdrop: float = 0.1
+    embd_pdrop: float = 0.1
+    attn_pdrop: float = 0.1
+    layer_norm_epsilon: float = 1e-5
+    initializer_range: float = 0.02
+    scale_attn_weights: bool = True
+    scale_attn_by_inverse_layer_idx: bool = False
+    dtype: str = "float32"
+
+    def __post_init__(self):
+        super().__post_init__()
+        for key in ("hidden_size", "n_layer", "n_head", "max_ep_len", "n_inner"):
+            size = getattr(self, key)
+            if size is not None and size < 1:
+                raise ValueError(f"{key}={size}: expected at least 1")
+        for key in ("layer_norm_epsilon", "initializer_range"):
+            if not 0 <= getattr(self, key) < math.inf:
+                raise ValueError(
+                    f"{key}={getattr(self, key)}: expected 0 or more, finite"
+                )
+        for key in ("resid_pdrop", "embd_pdrop", "attn_pdrop"):
+            if not 0 <= getattr(self, key) < 1:
+                raise ValueError(
+                    f"{key}={getattr(self, key)}: expected 0 to 1, 1 excluded"
+                )
+        if self.hidden_size % self.n_head:
+            raise ValueError(
+                f"hidden_size={self.hidden_size} is not a multiple of "
+                f"n_head={self.n_head}"
+            )
+        if self.activation_function not in ACTIVATIONS:
+            raise ValueError(
+                f"activation_function={self.activation_function!r} is unknown; "
+                f"expected one of {', '.join(ACTIVATIONS)}"
+            )
+        if self.dtype not in ("float32", "bfloat16", "float16"):
+            raise ValueError(
+                f"dtype={self.dtype!r} is unknown; "
+                "expected float32, bfloat16 or float16"
+            )
+
+    def __repr__(self) -> str:
+        names = ("state_dim", "act_dim", "hidden_size", "n_layer", "n_head")
+        sizes = ", ".join(f"{name}={getattr(self, name)}" for name in names)
+        return f"DecisionTransformer({sizes})"
+
+    @nn.compact
+    def __call__(
+        self,
+        states: jax.Array,
+        actions: jax.Array,
+        returns_to_go: jax.Array,
+        timesteps: jax.Array,
+        attention_mask: jax.Array,
+        *,
+        deterministic: bool = True,
+        first_segment: int | jax.Array = 0,
+        all_heads: bool = False,
+    ) -> Prediction:
+        """Predict the action at every state of a segment.
+
+        Args:
+          states: BxKxS float, normalised.
+          actions: BxKxA float; the action of a step is seen only by later steps.
+          returns_to_go: BxKx1 float, scaled.
+          timesteps: BxK int, below `max_ep_len` (beyond it the embedding is NaN).
+          attention_mask: BxK, 1 at valid steps; what stands elsewhere (finite) is
+            ignored.
+          deterministic: False drops out, by the rng stream 'dropout'.
+          first_segment: where the segments stand in the whole batch, so that dropout is
+            the same however the batch is divided among devices.
+          all_heads: also predict states and returns, which the loss never asks for.
+        """
+
+        def keep(rate, shape):
+            if deterministic or not rate:
+                return None  # everything
+            return kept(shape, rate, self.make_rng("dropout"), first_segment)
+
+        def drop(rate, x):
+            return dropout(x, rate, keep(rate, x.shape))
+
+        # HF's tokens are R_1, s_1, a_1, R_2, ...; here they stand by kind, R_1 to R_K,
+        # s_1 to s_K, a_1 to a_K: what is read of them lies together. Which tokens one
+        # may look at is the mask's to say, so the numbers are HF's.
+        kinds_Bx3xKxD = jnp.stack(
+            (
+                self._dense("embed_return", self.hidden_size)(returns_to_go),
+                self._dense("embed_state", self.hidden_size)(states),
+                self._dense("embed_action", self.hidden_size)(actions),
+            ),
+            axis=1,
+        )
+        times_BxKxD = self._table("embed_timestep", self.max_ep_len)(timesteps)
+        kinds_Bx3xKxD = kinds_Bx3xKxD + times_BxKxD[:, None]
+        batch_size, context_length = timesteps.shape
+        x_BxTxD = kinds_Bx3xKxD.reshape(batch_size, 3 * context_length, -1)
+        state_tokens = slice(context_length, 2 * context_length)
+        action_tokens = slice(2 * context_length, None)
+        # Here HF keeps torch's default epsilon, whatever layer_norm_epsilon says.
+        x_BxTxD = self._layer_norm("embed_ln", epsilon=1e-5)(x_BxTxD)
+
+        # HF passes position_ids of zeros: every token gets row 0. The word embeddings
+        # are not used at all, but exist in every HF file.
+        wpe_PxD = self._table("encoder.wpe", self.n_positions).embedding
+        self._table("encoder.wte", self.vocab_size).embedding  # noqa: B018
+        x_BxTxD = x_BxTxD + wpe_PxD[None, :1].astype(self.dtype)
+        x_BxTxD = drop(self.embd_pdrop, x_BxTxD)
+
+        place_T = jnp.arange(3 * context_length).reshape(-1, 3).T.reshape(-1)  # HF's
+        causal_TxT = place_T[:, None] >= place_T[None]
+        valid_BxT = jnp.tile(attention_mask > 0, (1, 3))
+        mask_BxTxT = causal_TxT[None] & valid_BxT[:, None]
+        for layer in range(self.n_layer - 1):
+            x_BxTxD = self._block(layer, x_BxTxD, mask_BxTxT, slice(None), keep, drop)
+        # What leaves the last block is read by the heads alone: without the other two,
+        # its queries and MLP are needed at the state tokens only. Exact.
+        read = slice(None) if all_heads else state_tokens
+        x_BxRxD = self._block(self.n_layer - 1, x_BxTxD, mask_BxTxT, read, keep, drop)
+        x_BxRxD = self._layer_norm("encoder.ln_f", self.layer_norm_epsilon)(x_BxRxD)
+
+        x_BxKxD = x_BxRxD[:, state_tokens] if all_heads else x_BxRxD
+        action_preds = self._dense("predict_action.0", self.act_dim)(x_BxKxD)
+        action_preds = action_preds.astype(jnp.float32)
+        if self.action_tanh:
+            action_preds = jnp.tanh(action_preds)
+        if not all_heads:
+            return Prediction(action_preds, None, None)
+        x_BxKxD = x_BxRxD[:, action_tokens]
+        return Prediction(
+            action_preds,
+            self._dense("predict_state", self.state_dim)(x_BxKxD).astype(jnp.float32),
+            self._dense("predict_return", 1)(x_BxKxD).astype(jnp.float32),
+        )
+
+    def _block(self, layer, x_BxTxD, mask_BxTxT, read, keep, drop):
+        """One pre-norm GPT-2 block; returns the tokens `read`, BxRxD."""
+        name = f"encoder.h.{layer}"
+        residual_std = self.initializer_range / math.sqrt(2 * self.n_layer)
+
+        h_BxTxD = self._layer_norm(f"{name}.ln_1", self.layer_norm_epsilon)(x_BxTxD)
+        q_k_v_BxTx3D = self._dense(f"{name}.attn.c_attn", 3 * self.hidden_size)(h_BxTxD)
+        q_BxHxTxC, k_BxHxTxC, v_BxHxTxC = (
+            part.reshape(*part.shape[:2], self.n_head, -1).swapaxes(1, 2)
+            for part in jnp.split(q_k_v_BxTx3D, 3, axis=-1)
+        )
+        scale = 1.0
+        if self.scale_attn_weights:
+            scale /= math.sqrt(self.hidden_size // self.n_head)
+        if self.scale_attn_by_inverse_layer_idx:
+            scale /= layer + 1
+        q_BxHxRxC, mask_BxRxT = q_BxHxTxC[:, :, read], mask_BxTxT[:, read]
+        h_BxHxRxC = attention(
+            q_BxHxRxC,
+            k_BxHxTxC,
+            v_BxHxTxC,
+            mask_BxRxT[:, None],
+            keep(self.attn_pdrop, (*q_BxHxRxC.shape[:3], mask_BxRxT.shape[-1])),
+            self.attn_pdrop,
+            scale,
+        )
+        h_BxRxD = h_BxHxRxC.swapaxes(1, 2).reshape(*mask_BxRxT.shape[:2], -1)
+        h_BxRxD = self._dense(f"{name}.attn.c_proj", self.hidden_size, residual_std)(
+            h_BxRxD
+        )
+        x_BxRxD = x_BxTxD[:, read] + drop(self.resid_pdrop, h_BxRxD)
+
+        h_BxRxD = self._layer_norm(f"{name}.ln_2", self.layer_norm_epsilon)(x_BxRxD)
+        h_BxRxI = self._dense(f"{name}.mlp.c_fc", self.n_inner or 4 * self.hidden_size)(
+            h_BxRxD
+        )
+        h_BxRxI = ACTIVATIONS[self.activation_function](h_BxRxI)
+        h_BxRxD = self._dense(f"{name}.mlp.c_proj", self.hidden_size, residual_std)(
+            h_BxRxI
+        )
+        return x_BxRxD + drop(self.resid_pdrop, h_BxRxD)
+
+    def _dense(self, name, features, init_std=None):
+        std = self.initializer_range if init_std is None else init_std
+        return Dense(features, std, self.dtype, name=name)
+
+    def _layer_norm(self, name, epsilon):
+        return LayerNorm(epsilon, self.dtype, name=name)
+
+    def _table(self, name, rows):
+        init = nn.initializers.normal(self.initializer_range)
+        return nn.Embed(
+            rows, self.hidden_size, self.dtype, embedding_init=init, name=name
+        )
+
+
+def model_fields(model: DecisionTransformer) -> dict:
+    """The fields that make an equal model, as JSON can hold them."""
+    names = [field.name for field in dataclasses.fields(model)]
+    return {n: getattr(model, n) for n in names if n not in ("parent", "name")}
+
+
+def init_params(model: DecisionTransformer, key: jax.Array) -> dict:
+    """Draw a full parameter tree, the heads the loss never reads included."""
+    return model.init(
+        key,
+        states=jnp.zeros((1, 1, model.state_dim)),
+        actions=jnp.zeros((1, 1, model.act_dim)),
+        returns_to_go=jnp.zeros((1, 1, 1)),
+        timesteps=jnp.zeros((1, 1), jnp.int32),
+        attention_mask=jnp.ones((1, 1)),
+        all_heads=True,
+    )["params"]

@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The layers of the Decision Transformer: dense, layer norm, attention, dropout.
+
+Arrays in, arrays out. Two gradients are written out by hand because XLA then passes
+over the tokens less often.
+"""
+
+import math
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+# The names are HF's (transformers.activations.ACT2FN); those with parameters of their
+# own (prelu, xielu) have no place in the weights we exchange; JAX lacks two more.
+ACTIVATIONS = {
+    "gelu": partial(jax.nn.gelu, approximate=False),
+    "gelu_10": lambda x: jnp.clip(jax.nn.gelu(x, approximate=False), -10.0, 10.0),
+    "gelu_accurate": jax.nn.gelu,
+    "gelu_fast": jax.nn.gelu,
+    "gelu_new": jax.nn.gelu,
+    "gelu_python": partial(jax.nn.gelu, approximate=False),
+    "gelu_python_tanh": jax.nn.gelu,
+    "gelu_pytorch_tanh": jax.nn.gelu,
+    "hardswish": jax.nn.hard_swish,
+    "leaky_relu": jax.nn.leaky_relu,
+    "linear": lambda x: x,
+    "mish": jax.nn.mish,
+    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
+    "relu": jax.nn.relu,
+    "relu2": lambda x: jnp.square(jax.nn.relu(x)),
+    "relu6": jax.nn.relu6,
+    "sigmoid": jax.nn.sigmoid,
+    "silu": jax.nn.silu,
+    "swish": jax.nn.silu,
+    "tanh": jnp.tanh,
+}
+
+
+class Dense(nn.Module):
+    """x @ kernel + bias over the last axis, as one matrix product on a 2-D view."""
+
+    features: int
+    init_std: float
+    dtype: str
+
+    @nn.compact
+    def __call__(self, x):
+        init = nn.initializers.normal(self.init_std)
+        kernel = self.param("kernel", init, (x.shape[-1], self.features))
+        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        x, kernel, bias = (leaf.astype(self.dtype) for leaf in (x, kernel, bias))
+        y_NxO = x.reshape(-1, x.shape[-1]) @ kernel + bias[None]
+        return y_NxO.reshape(*x.shape[:-1], self.features)
+
+
+class LayerNorm(nn.Module):
+    """Over the last axis, computed in float32, with torch's two-pass variance."""
+
+    epsilon: float
+    dtype: str
+
+    @nn.compact
+    def __call__(self, x):
+        scale = self.param("scale", nn.initializers.ones, x.shape[-1:])
+        bias = self.param("bias", nn.initializers.zeros, x.shape[-1:])
+        x_NxD = x.reshape(-1, x.shape[-1])
+        y_NxD = layer_norm(x_NxD, scale, bias, self.epsilon)
+        return y_NxD.astype(self.dtype).reshape(x.shape)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3,))
+def layer_norm(x_NxD, scale_D, bias_D, epsilon):
+    """(x - mean) / std * scale + bias of each row, float32.
+
+    Its gradient is written out below: for the one JAX derives, XLA passes over the
+    tokens more often, and an update takes a twentieth longer on a CPU.
+    """
+    return _normalize_rows(x_NxD, epsilon)[0] * scale_D[None] + bias_D[None]
+
+
+def _layer_norm_forward(x_NxD, scale_D, bias_D, epsilon):
+    return layer_norm(x_NxD, scale_D, bias_D, epsilon), (x_NxD, scale_D)
+
+
+def _layer_norm_backward(epsilon, saved, dy_NxD):
+    x_NxD, scale_D = saved
+    unit_NxD, inverse_std_Nx1 = _normalize_rows(x_NxD, epsilon)
+    slope_NxD = dy_NxD * scale_D[None]
+    dx_NxD = inverse_std_Nx1 * (
+        slope_NxD
+        - slope_NxD.mean(1, keepdims=True)
+        - unit_NxD * (slope_NxD * unit_NxD).mean(1, keepdims=True)
+    )
+    return dx_NxD.astype(x_NxD.dtype), (dy_NxD * unit_NxD).sum(0), dy_NxD.sum(0)
+
+
+layer_norm.defvjp(_layer_norm_forward, _layer_norm_backward)
+
+
+def _normalize_rows(x_NxD, epsilon):
+    x_NxD = x_NxD.astype(jnp.float32)
+    x_NxD = x_NxD - x_NxD.mean(1, keepdims=True)
+    inverse_std_Nx1 = jax.lax.rsqrt(jnp.square(x_NxD).mean(1, keepdims=True) + epsilon)
+    return x_NxD * inverse_std_Nx1, inverse_std_Nx1
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(5, 6))
+def attention(q_BxHxRxC, k_BxHxTxC, v_BxHxTxC, mask_Bx1xRxT, keep_BxHxRxT, rate, scale):
+    """softmax(scale q k^T) v where `mask` is True, its weights dropped out by `keep`.
+
+    The softmax is in float32, what comes out BxHxRxC in the dtype of v. The gradient is
+    written out below with FlashAttention's sum (Dao et al., 2022, arXiv:2205.14135,
+    B.2) and no product that XLA would have to transpose: 3 % of an update on a CPU.
+    """
+    how = mask_Bx1xRxT, keep_BxHxRxT, rate, scale
+    return _attention_forward(q_BxHxRxC, k_BxHxTxC, v_BxHxTxC, *how)[0]
+
+
+def _attention_forward(q_BxHxRxC, k_BxHxTxC, v_BxHxTxC, mask, keep, rate, scale):
+    scores_BxHxRxT = scale * (q_BxHxRxC @ k_BxHxTxC.swapaxes(2, 3))
+    scores_BxHxRxT = scores_BxHxRxT.astype(jnp.float32)
+    least = jnp.finfo(jnp.float32).min
+    weights_BxHxRxT = jax.nn.softmax(jnp.where(mask, scores_BxHxRxT, least))
+    dropped_BxHxRxT = dropout(weights_BxHxRxT.astype(v_BxHxTxC.dtype), rate, keep)
+    out_BxHxRxC = dropped_BxHxRxT @ v_BxHxTxC
+    saved = q_BxHxRxC, k_BxHxTxC, v_BxHxTxC, mask, keep, weights_BxHxRxT, out_BxHxRxC
+    return out_BxHxRxC, saved
+
+
+def _attention_backward(rate, scale, saved, dout_BxHxRxC):
+    q_BxHxRxC, k_BxHxTxC, v_BxHxTxC, mask, keep, weights_BxHxRxT, out_BxHxRxC = saved
+    dtype = v_BxHxTxC.dtype
+    dropped_BxHxRxT = dropout(weights_BxHxRxT.astype(dtype), rate, keep)
+    dv_BxHxTxC = dropped_BxHxRxT.swapaxes(2, 3) @ dout_BxHxRxC
+    dweights_BxHxRxT = dropout(dout_BxHxRxC @ v_BxHxTxC.swapaxes(2, 3), rate, keep)
+    # Of a row's weights times their gradients the sum is that of out times its own.
+    products_BxHxRxC = out_BxHxRxC.astype(jnp.float32) * dout_BxHxRxC
+    sum_BxHxRx1 = products_BxHxRxC.sum(3, keepdims=True)
+    dscores_BxHxRxT = scale * weights_BxHxRxT * (dweights_BxHxRxT - sum_BxHxRx1)
+    dscores_BxHxRxT = jnp.where(mask, dscores_BxHxRxT, 0.0).astype(dtype)
+    dq_BxHxRxC = dscores_BxHxRxT @ k_BxHxTxC
+    dk_BxHxTxC = dscores_BxHxRxT.swapaxes(2, 3) @ q_BxHxRxC
+    return dq_BxHxRxC, dk_BxHxTxC, dv_BxHxTxC, None, None
+
+
+attention.defvjp(_attention_forward, _attention_backward)
+
+
+def dropout(x: jax.Array, rate: float, keep: jax.Array | None) -> jax.Array:
+    """x / (1 - rate) where `keep`, 0 elsewhere; x itself if `keep` is None."""
+    if keep is None:
+        return x
+    return jnp.where(keep, x / (1 - rate), jnp.zeros((), x.dtype))
+
+
+def kept(shape: tuple, rate: float, key: jax.Array, first_segment=0) -> jax.Array:
+    """Bools, each False with probability `rate`, exact to 2^-32.
+
+    The bits are a hash of the element's place in the whole batch, of which these begin
+    at `first_segment`, under two words of the key. It fuses into what uses it; threefry
+    bits of every element cost a sixth of an update on a CPU.
+    """
+    first, second = jax.random.bits(key, (2,))
+    size = math.prod(shape)
+    first += jnp.asarray(first_segment, jnp.uint32) * jnp.uint32(size // shape[0])
+    place = jax.lax.iota(jnp.uint32, size).reshape(shape)
+    bits = _mix(_mix(place + first) ^ second)
+    return bits >= jnp.uint32(round(rate * 2**32))
+
+
+def _mix(bits):
+    """C. Wellons' lowbias32: a bijection in which every bit depends on every other."""
+    bits = (bits ^ (bits >> 16)) * jnp.uint32(0x7FEB352D)
+    bits = (bits ^ (bits >> 15)) * jnp.uint32(0x846CA68B)
+    return bits ^ (bits >> 16)

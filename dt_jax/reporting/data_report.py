@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is in a dataset, and what its owner should know before training on it.
+
+In goes a sampler, out come a dict for JSON and one screen of text.
+"""
+
+import numpy as np
+
+from dt_jax.data.segments import SegmentSampler
+from dt_jax.data.trajectories import Trajectories
+
+QUANTILES = (0.0, 0.1, 0.5, 0.9, 1.0)
+SAMPLED_STEPS = 1_000_000  # returns-to-go beyond this many are sampled evenly
+WEAK_SIGNAL = 0.1  # returns-to-go below this hardly move the network
+
+
+def data_report(
+    sampler: SegmentSampler,
+    *,
+    whole: Trajectories,
+    action_tanh: bool,
+    placement: str,
+    plan: dict,
+) -> dict:
+    """What is in the data, and under 'warnings' what its owner should know.
+
+    `sampler` is training's, `whole` has what is held out too; `placement` and `plan`
+    are where the store will lie and `feed.memory_plan`.
+    """
+    trajectories = sampler.trajectories
+    lengths_E = trajectories.lengths
+    returns_E = np.sort(sampler.returns_to_go[trajectories.starts])
+    report = {
+        "trajectories": trajectories.num_trajectories,
+        "steps": trajectories.num_steps,
+        "state_dim": trajectories.state_dim,
+        "act_dim": trajectories.act_dim,
+        "bytes": trajectories.nbytes,
+        "fingerprint": whole.fingerprint(),
+        "held_out_trajectories": whole.num_trajectories - trajectories.num_trajectories,
+        "lengths": _quantiles(lengths_E),
+        "returns": _quantiles(returns_E),
+        "return_mean": float(returns_E.mean(dtype=np.float64)),
+        "return_std": float(returns_E.std(dtype=np.float64)),
+        "returns_to_go": _quantiles(_returns_to_go(sampler)),
+        "action_range": [
+            float(trajectories.action_min.min()),
+            float(trajectories.action_max.max()),
+        ],
+        "constant_features": np.flatnonzero(
+            trajectories.state_min == trajectories.state_max
+        ).tolist(),
+        "repeated_trajectories": trajectories.num_trajectories
+        - len(np.unique(trajectories.digests)),
+        "trajectories_with_inner_dones": _inner_dones(trajectories),
+        "clipped_timesteps": int(np.maximum(0, lengths_E - sampler.max_ep_len).sum()),
+        "placement": placement,
+        "memory_plan": plan,
+    }
+    report["warnings"] = _warnings(report, sampler, action_tanh)
+    return report
+
+
+def describe_data(report: dict) -> str:
+    """The data report as text, one screen."""
+
+    def row(name, quantiles):
+        return f"  {name:22s}" + "".join(f"{quantiles[q]:>12.5g}" for q in quantiles)
+
+    low, high = report["action_range"]
+    constant = report["constant_features"]
+    inner = report["trajectories_with_inner_dones"]
+    held_out = report["held_out_trajectories"]
+    lines = [
+        f"Data: {report['trajectories']:,} trajectories, {report['steps']:,} steps, "
+        f"state_dim {report['state_dim']}, act_dim {report['act_dim']}, "
+        f"{_bytes(report['bytes'])}",
+        *([f"  held out besides: {held_out:,} trajectories"] if held_out else []),
+        "  " + " " * 22 + "".join(f"{q:>12s}" for q in report["lengths"]),
+        row("length", report["lengths"]),
+        row("return / scale", report["returns"]),
+        row("return-to-go / scale", report["returns_to_go"]),
+        f"  actions from {low:.4g} to {high:.4g}; constant features: {len(constant)}"
+        + (f" ({_few(constant)})" if constant else ""),
+        f"  repeated trajectories: {report['repeated_trajectories']}; "
+        f"with a done inside: {'unknown' if inner is None else inner}; "
+        f"clipped timesteps: {report['clipped_timesteps']}",
+        *(
+            f"  memory, placement '{name}': {_bytes(plan['device_bytes'])} on each "
+            f"device, {_bytes(plan['host_bytes'])} on the host"
+            for name, plan in report["memory_plan"].items()
+        ),
+        f"  placement: {report['placement']}",
+    ]
+    return "\n".join(lines + [f"  warning: {text}" for text in report["warnings"]])
+
+
+def _returns_to_go(sampler):
+    trajectories = sampler.trajectories
+    ends_E = np.cumsum(trajectories.lengths)
+    count = min(SAMPLED_STEPS, trajectories.num_steps)
+    steps = np.arange(count) * trajectories.num_steps // count
+    owner = np.searchsorted(ends_E, steps, side="right")
+    offset = steps - (ends_E - trajectories.lengths)[owner]
+    return sampler.returns_to_go[trajectories.starts[owner] + offset]
+
+
+def _quantiles(values):
+    names = ("min", "10 %", "median", "90 %", "max")
+    levels = np.quantile(values, QUANTILES)
+    return {name: float(level) for name, level in zip(names, levels, strict=True)}
+
+
+def _inner_dones(trajectories):
+    """How many trajectories go on after a done; None when the data has no dones."""
+    if trajectories.dones is None:
+        return None
+    count_N = np.concatenate(([0], np.cumsum(trajectories.dones)))
+    start_E = trajectories.starts
+    last_E = start_E + trajectories.lengths - 1
+    return int((count_N[last_E] > count_N[start_E]).sum())
+
+
+def _warnings(report, sampler, action_tanh):
+    warnings = []
+    low, high = report["action_range"]
+    if action_tanh and max(-low, high) > 1:
+        warnings.append(
+            f"actions reach from {low:.4g} to {high:.4g}, but model.action_tanh=True "
+            "predicts within (-1, 1)"
+        )
+    if report["constant_features"]:
+        warnings.append(
+            f"{len(report['constant_features'])} features never change: their std "
+            "is near 0, and one that moves later is multiplied by up to a million"
+        )
+    if report["repeated_trajectories"]:
+        warnings.append(
+            f"{report['repeated_trajectories']} trajectories repeat another one exactly"
+        )
+    if report["trajectories_with_inner_dones"]:
+        warnings.append(
+            f"{report['trajectories_with_inner_dones']} trajectories go on after a "
+            "done, and their returns run across a reset; data.split_on_dones=True "
+            "cuts there"
+        )
+    if report["clipped_timesteps"]:
+        warnings.append(
+            f"{report['clipped_timesteps']} timesteps lie beyond "
+            f"data.max_ep_len={sampler.max_ep_len} and are clipped"
+        )
+    reach = max(abs(level) for level in report["returns_to_go"].values())
+    if reach < WEAK_SIGNAL:
+        warnings.append(
+            f"returns-to-go reach only {reach:.3g} after data.return_scale: hardly a "
+            "signal; targets must be of this size too"
+        )
+    return warnings
+
+
+def _few(numbers):
+    shown = ", ".join(map(str, numbers[:8]))
+    return shown + (", ..." if len(numbers) > 8 else "")
+
+
+def _bytes(count):
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 999.5:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} TB"

@@ -1,0 +1,248 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an evaluation found: `evaluation.json`, its warnings, its tables.
+
+In go the episodes of each actor and the returns of the data; out come a dict for JSON
+and text.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from dt_jax.trading.backtest import Curves, figures
+
+RANDOM = "random actions"  # the actor whose mean return is normalised to 0
+WEAK_RANK = 0.5  # targets that steer less than this hardly steer
+WIDTH = 88
+
+
+class ActorResult(NamedTuple):
+    """The episodes of one actor.
+
+    Attributes:
+      target: the return it was asked for, None for a baseline.
+      returns, lengths: E float64, raw; E int64.
+      info: by name DxE, a row for the reset and each step; what has `assets` and
+        `traded` (`backtest.Curves`) and `date` is judged as an account too.
+    """
+
+    name: str
+    target: float | None
+    returns: np.ndarray
+    lengths: np.ndarray
+    info: dict[str, np.ndarray]
+
+    @property
+    def curves(self) -> Curves | None:
+        if "assets" not in self.info:
+            return None
+        return Curves(self.info["assets"], self.info["traded"])
+
+
+class Table(NamedTuple):
+    """Cells of text; the first column names the row. Notes are lines below."""
+
+    header: tuple[str, ...]
+    rows: list[tuple[str, ...]]
+    notes: list[str]
+
+
+def evaluation_report(
+    actors: Sequence[ActorResult],
+    *,
+    environment: str,
+    step: int,
+    first_seed: int,
+    data_returns: dict[str, float],
+    longest: int,
+    score_range: tuple[float, float] | None = None,
+    backtest_references: dict[str, Curves] | None = None,
+) -> dict:
+    """All figures, plain for JSON (what is not defined is None), and warnings.
+
+    Args:
+      actors: those with a target first; all on the same seeds, from `first_seed` on.
+      step: the update of the checkpoint.
+      data_returns: of the training data, raw: min, 10 %, median, 90 %, max, mean and
+        std. longest: its longest trajectory.
+      score_range: returns normalised to 0 and to 100; None: the mean of the actor named
+        `RANDOM` and the data's 90 % quantile.
+      backtest_references: what `backtest.references` gives.
+    """
+    if score_range is None:
+        low = next(actor.returns.mean() for actor in actors if actor.name == RANDOM)
+        low, high = float(low), data_returns["90 %"]
+    else:
+        low, high = map(float, score_range)
+
+    def facts(actor):
+        mean = float(actor.returns.mean())
+        return {
+            "name": actor.name,
+            "target": actor.target,
+            "returns": actor.returns.tolist(),
+            "lengths": actor.lengths.tolist(),
+            "mean": mean,
+            "std": float(actor.returns.std()),
+            "normalized": None if high == low else 100.0 * (mean - low) / (high - low),
+            "backtest": _backtest(actor.curves),
+        }
+
+    targeted = [actor for actor in actors if actor.target is not None]
+    report = {
+        "environment": environment,
+        "step": step,
+        "episodes": len(actors[0].returns),
+        "first_seed": first_seed,
+        "data": {"returns": data_returns, "longest": int(longest)},
+        "reference": {"low": low, "high": high, "given": score_range is not None},
+        "actors": [facts(actor) for actor in actors],
+        "spearman": _rank_correlation(
+            [actor.target for actor in targeted],
+            [actor.returns.mean() for actor in targeted],
+        ),
+        "backtest_references": backtest_references
+        and {name: _backtest(curves) for name, curves in backtest_references.items()},
+    }
+    return report | {"warnings": _warnings(report)}
+
+
+def _backtest(curves):
+    if curves is None:
+        return None
+    return {k: v if math.isfinite(v) else None for k, v in figures(curves).items()}
+
+
+def _rank_correlation(targets, achieved):
+    """Spearman's: 1 where more is achieved whenever more is asked for."""
+    if len(targets) < 3 or not np.ptp(targets) or not np.ptp(achieved):
+        return None
+    return float(np.corrcoef(_ranks(targets), _ranks(achieved))[0, 1])
+
+
+def _ranks(values):
+    """Twice the mean rank of each value, plus a constant: equal values share theirs."""
+    ordered = np.sort(values)
+    sides = ("left", "right")
+    return sum(np.searchsorted(ordered, values, side=side) for side in sides)
+
+
+def _warnings(report):
+    data, longest = report["data"]["returns"], report["data"]["longest"]
+    targets = [a["target"] for a in report["actors"] if a["target"] is not None]
+    beyond = [t for t in targets if not data["min"] <= t <= data["max"]]
+    steps = max(max(actor["lengths"]) for actor in report["actors"])
+    warnings = []
+    if beyond:
+        warnings.append(
+            f"targets beyond the data's returns ({_number(data['min'])} to "
+            f"{_number(data['max'])}), of which nothing is known: "
+            f"{', '.join(map(_number, beyond))}"
+        )
+    if report["spearman"] is not None and report["spearman"] < WEAK_RANK:
+        warnings.append(
+            "achieved returns hardly rise with the targets: rank correlation "
+            f"{report['spearman']:.2f}"
+        )
+    if steps > longest:
+        warnings.append(
+            f"episodes take up to {steps:,} steps, the longest training trajectory "
+            f"{longest:,}: later timesteps were never trained"
+        )
+    return warnings
+
+
+def describe_evaluation(report: dict) -> str:
+    """The tables with their notes, at most 88 columns wide, then the warnings."""
+    lines = [
+        f"Evaluation: {report['environment']}, update {report['step']:,}, "
+        f"{report['episodes']} episodes each from seed {report['first_seed']}"
+    ]
+    for table in evaluation_tables(report):
+        found = [*_aligned([table.header, *table.rows]), *table.notes]
+        lines += [*(f"  {line}" for line in found), ""]
+    return "\n".join([*lines[:-1], *(f"  warning: {w}" for w in report["warnings"])])
+
+
+def evaluation_tables(report: dict) -> list[Table]:
+    """The returns; where there are accounts also how these did."""
+    tables = [_return_table(report), _account_table(report)]
+    return [table for table in tables if table.rows]
+
+
+def _return_table(report):
+    rows = [
+        (
+            actor["name"],
+            (actor["mean"], actor["std"], min(actor["returns"]), max(actor["returns"])),
+            "-" if actor["normalized"] is None else f"{actor['normalized']:.1f}",
+            f"{np.mean(actor['lengths']):.0f}",
+        )
+        for actor in report["actors"]
+    ]
+    data = [report["data"]["returns"][name] for name in ("mean", "std", "min", "max")]
+    rows.append(("training data", data, "", ""))
+    # As many decimals for all as give the largest number four digits.
+    largest = max(abs(number) for _, numbers, *_ in rows for number in numbers) or 1.0
+    show = f"{{:,.{max(0, 3 - math.floor(math.log10(largest)))}f}}".format
+    low, high = (show(report["reference"][key]) for key in ("low", "high"))
+    notes = [
+        f"normalised: 0 is a return of {low}, 100 one of {high}"
+        if report["reference"]["given"]
+        else f"normalised: 0 is {RANDOM} ({low}), 100 the data's 90 % quantile ({high})"
+    ]
+    if report["spearman"] is not None:
+        notes.append(f"rank correlation with the targets: {report['spearman']:.2f}")
+    return Table(
+        ("", "return", "± sd", "min", "max", "normalised", "steps"),
+        [(name, *map(show, numbers), *others) for name, numbers, *others in rows],
+        notes,
+    )
+
+
+def _account_table(report):
+    columns = {
+        "total": ("total_return", "+,.1%"),
+        "annual": ("annual_return", "+,.1%"),
+        "volatility": ("annual_volatility", ".1%"),
+        "Sharpe": ("sharpe", ".2f"),
+        "drawdown": ("max_drawdown", ".1%"),
+        "turnover": ("turnover", ".1f"),
+    }
+    accounts = {actor["name"]: actor["backtest"] for actor in report["actors"]}
+    accounts |= report["backtest_references"] or {}
+    return Table(
+        ("", *columns),
+        [
+            (
+                name,
+                *(
+                    "-" if found[key] is None else format(found[key], form)
+                    for key, form in columns.values()
+                ),
+            )
+            for name, found in accounts.items()
+            if found is not None
+        ],
+        [
+            "means over the episodes; drawdown: the largest loss since a peak",
+            "turnover: how often a year the account is traded over, one way",
+        ],
+    )
+
+
+def _aligned(rows):
+    """Lines of equal width; the first column gets what room the others leave."""
+    first, *columns = zip(*rows, strict=True)
+    widths = [max(map(len, column)) + 2 for column in columns]
+    room = min(max(map(len, first)), WIDTH - 2 - sum(widths))
+    return [
+        (name[:room].ljust(room) + "".join(map(str.rjust, cells, widths))).rstrip()
+        for name, *cells in rows
+    ]
+
+
+def _number(value):
+    return f"{value:,.5g}"

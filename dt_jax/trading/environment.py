@@ -1,0 +1,214 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Stock trading by FinRL's rules, on a `Market`, as a Gymnasium environment.
+
+The rules stand once, in `trade_day`, for E environments at a time; M is stocks.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import gymnasium
+import numpy as np
+
+from dt_jax.trading.market import INDICATORS, MACD, Market, load_market
+
+if TYPE_CHECKING:
+    import pandas
+
+
+class Rules(NamedTuple):
+    """What FinRL fixes, with its values.
+
+    Attributes:
+      initial_cash: in the currency of the prices; no shares are held at the start.
+      cost: the fee of a sale or a purchase, as a fraction of its worth.
+      hmax: how many shares an action of 1 asks for.
+      reward_scaling: reward for one unit of money gained.
+      risk_limit: all shares are sold at this level of risk and above; None: never.
+    """
+
+    initial_cash: float = 1e6
+    cost: float = 1e-3
+    hmax: int = 100
+    reward_scaling: float = 1e-4
+    risk_limit: float | None = None
+
+
+class Accounts(NamedTuple):
+    """The state of E environments; days are rows of the market.
+
+    Attributes:
+      day, first_day: E int64. cash: E float64.
+      shares: ExM float64, whole numbers.
+    """
+
+    day: np.ndarray
+    first_day: np.ndarray
+    cash: np.ndarray
+    shares: np.ndarray
+
+
+FINRL = Rules()
+
+
+def open_accounts(market: Market, rules: Rules, days_E: np.ndarray) -> Accounts:
+    """E environments at the start of an episode, each on its own day, all in cash."""
+    if rules.risk_limit is not None and market.risk is None:
+        raise ValueError(
+            f"risk_limit={rules.risk_limit} needs a market with a level of risk, found "
+            "none; load_market(..., risk='vix') reads one"
+        )
+    days_E = np.array(days_E, np.int64)
+    cash_E = np.full(len(days_E), rules.initial_cash, np.float64)
+    shares_ExM = np.zeros((len(days_E), len(market.tickers)))
+    return Accounts(days_E, days_E, cash_E, shares_ExM)
+
+
+def observe(market: Market, accounts: Accounts) -> np.ndarray:
+    """ExS float64, S = 1 + 10M, raw: cash, closes, shares, then each indicator."""
+    close_ExM = market.close[accounts.day]
+    indicators_ExIM = market.indicators[accounts.day].reshape(len(close_ExM), -1)
+    return np.concatenate(
+        [accounts.cash[:, None], close_ExM, accounts.shares, indicators_ExIM], axis=1
+    )
+
+
+def assets(market: Market, accounts: Accounts) -> np.ndarray:
+    """E float64: cash plus shares at the closes of the day."""
+    return accounts.cash + np.vecdot(market.close[accounts.day], accounts.shares)
+
+
+def trade_day(
+    market: Market, rules: Rules, accounts: Accounts, actions_ExM: np.ndarray
+) -> tuple[Accounts, np.ndarray]:
+    """Sell, then buy, at the closes of the day; then the day passes.
+
+    Args:
+      actions_ExM: hmax shares times this, truncated, are to be bought (sold if < 0).
+        The product is in the actions' own dtype: 0.53 asks for 52 shares in float32
+        and for 53 in float64, in FinRL too.
+
+    Returns:
+      The accounts on the next day, and the rewards (E float64): the assets gained from
+      before the trades to the next day's closes, scaled; fees are therefore inside.
+    """
+    day_E = accounts.day
+    close_ExM = market.close[day_E]
+    wants_ExM = np.trunc(actions_ExM * actions_ExM.dtype.type(rules.hmax))
+    wants_ExM = wants_ExM.astype(np.float64)
+    # FinRL keeps a flag "do not trade" where the macd stands in its state.
+    wants_ExM[market.indicators[day_E, MACD] == 1.0] = 0.0
+    if rules.risk_limit is not None:
+        # FinRL reads the level as a day begins, so there is none on the first one.
+        alarm_E = day_E > accounts.first_day
+        alarm_E &= market.risk[day_E] >= rules.risk_limit
+        wants_ExM[alarm_E] = -np.inf
+
+    sold_ExM = np.clip(-wants_ExM, 0.0, accounts.shares)
+    cash_E = accounts.cash + np.vecdot(close_ExM, sold_ExM) * (1.0 - rules.cost)
+    bought_ExM, cash_E = _buy(wants_ExM, close_ExM * (1.0 + rules.cost), cash_E)
+    shares_ExM = accounts.shares - sold_ExM + bought_ExM
+    after = Accounts(day_E + 1, accounts.first_day, cash_E, shares_ExM)
+    gain_E = assets(market, after) - assets(market, accounts)
+    return after, gain_E * rules.reward_scaling
+
+
+def _buy(wants_ExM, price_ExM, cash_E):
+    """The largest want first, ties from the last column; as far as the cash goes."""
+    rows_E = np.arange(len(cash_E))
+    order_MxE = np.argsort(wants_ExM, axis=1, kind="stable").T[::-1]
+    wants_MxE = np.maximum(wants_ExM[rows_E, order_MxE], 0.0)
+    price_MxE = price_ExM[rows_E, order_MxE]
+    for wants_E, price_E in zip(wants_MxE, price_MxE, strict=True):
+        np.minimum(wants_E, cash_E // price_E, out=wants_E)
+        cash_E = cash_E - price_E * wants_E
+    bought_ExM = np.empty_like(wants_ExM)
+    bought_ExM[rows_E, order_MxE] = wants_MxE
+    return bought_ExM, cash_E
+
+
+class TradingEnv(gymnasium.Env):
+    """FinRL's StockTradingEnv; also `gymnasium.make("dt_jax/StockTrading-v0", ...)`.
+
+    Observations are S float64, as FinRL's are: raw money and shares need the digits.
+    Actions are M float32 in [-1, 1]. `info` has the date, the assets, and what was
+    traded on the day just passed: the worth of the shares bought plus those sold.
+
+    Args:
+      market: a `Market`, or a table for `load_market`.
+      start: the row every episode starts on, or None for a random one at each reset.
+      episode_length: steps of an episode, by default up to the last day of the market.
+      repeat_last_reward: FinRL's end of an episode, which takes one more step (and any
+        after it): nothing is traded, the last reward comes again, and only then
+        `terminated` is true. Otherwise the step onto the last day terminates.
+    """
+
+    def __init__(
+        self,
+        market: "Market | str | Path | pandas.DataFrame",
+        *,
+        rules: Rules = FINRL,
+        start: int | None = 0,
+        episode_length: int | None = None,
+        repeat_last_reward: bool = False,
+    ):
+        self.market = market if isinstance(market, Market) else load_market(market)
+        num_days, num_stocks = self.market.close.shape
+        if episode_length is None:
+            episode_length = num_days - 1 - (start or 0)
+        latest = num_days - 1 - episode_length
+        if episode_length < 1 or not 0 <= (start or 0) <= latest:
+            raise ValueError(
+                f"start={start}, episode_length={episode_length}: expected a row of "
+                f"the market's {num_days} days and at least 1 step within them"
+            )
+        self.rules = rules
+        self.episode_length = episode_length
+        self.repeat_last_reward = repeat_last_reward
+        self._starts = (0, latest) if start is None else (start, start)
+        self._accounts = None
+        self._reward = 0.0
+        self.action_space = gymnasium.spaces.Box(-1.0, 1.0, (num_stocks,), np.float32)
+        self.observation_space = gymnasium.spaces.Box(
+            -np.inf, np.inf, (1 + (2 + len(INDICATORS)) * num_stocks,), np.float64
+        )
+
+    def reset(self, *, seed: int | None = None, options: dict | None = None):
+        super().reset(seed=seed)
+        first_day = self.np_random.integers(*self._starts, endpoint=True)
+        self._accounts = open_accounts(self.market, self.rules, [first_day])
+        return self._observation(), self._info(self._accounts)
+
+    def step(self, action: np.ndarray):
+        action_M = np.asarray(action)
+        if action_M.shape != self.action_space.shape or not np.isfinite(action_M).all():
+            raise ValueError(
+                f"found an action {action_M}, expected {len(self.market.tickers)} "
+                "finite numbers"
+            )
+        over = self._accounts is not None and self._steps_left() == 0
+        if self._accounts is None or (over and not self.repeat_last_reward):
+            raise gymnasium.error.ResetNeeded("no episode runs, call reset() first")
+        before = self._accounts
+        if not over:
+            self._accounts, reward_E = trade_day(
+                self.market, self.rules, before, action_M[None]
+            )
+            self._reward = float(reward_E[0])
+        terminated = over if self.repeat_last_reward else self._steps_left() == 0
+        return self._observation(), self._reward, terminated, False, self._info(before)
+
+    def _steps_left(self):
+        first_day, day = self._accounts.first_day[0], self._accounts.day[0]
+        return int(first_day + self.episode_length - day)
+
+    def _observation(self):
+        return observe(self.market, self._accounts)[0]
+
+    def _info(self, before):
+        traded_M = np.abs(self._accounts.shares - before.shares)[0]
+        return {
+            "date": str(self.market.dates[self._accounts.day[0]]),
+            "assets": float(assets(self.market, self._accounts)[0]),
+            "traded": float(traded_M @ self.market.close[before.day[0]]),
+        }

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Batches to weights: the train call, what feeds it, and what it leaves."""

@@ -1,0 +1,267 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Batches onto the devices: the one place where NumPy and JAX meet.
+
+Placement 'host': a thread gathers the NumPy batches of the next calls and sends them
+ahead. Placement 'device': the flat store lies on every device, and only row numbers are
+sent. Either way the train call makes the same `Batch` of them with `Feed.fetch`.
+"""
+
+import queue
+import threading
+from collections.abc import Iterable, Iterator
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from dt_jax.data.segments import ACTION_PADDING, Batch, SegmentSampler, normalize
+
+PLACEMENTS = ("auto", "host", "device")
+STORE_DTYPES = ("float32", "bfloat16")
+CALLS_AHEAD = 4  # one being computed, one waiting for it, one ready, one being made
+DEVICE_SHARE = 0.8  # of a device's memory that 'auto' gives to store and state
+
+
+class Store(NamedTuple):
+    """The flat store on a device: NxS, NxA, N and N float32, returns-to-go scaled.
+
+    States in bfloat16 are normalised by `state_mean` and `state_std` (S): of raw money
+    its eight bits would keep nothing that matters.
+    """
+
+    states: jax.Array
+    state_mean: jax.Array
+    state_std: jax.Array
+    actions: jax.Array
+    rewards: jax.Array
+    returns_to_go: jax.Array
+
+
+class Segments(NamedTuple):
+    """Where the rows of a batch lie in a `Store`: BxK int32 each, and the mask."""
+
+    rows: jax.Array
+    timesteps: jax.Array
+    attention_mask: jax.Array
+
+
+class Feed:
+    """Gives `make_train_call` its store and its items.
+
+    Attributes:
+      store: the first argument of `fetch`, the same in every call.
+      fetch: (store, item) -> Batch, traced into the train call.
+      gather: (sampler, episodes_B, starts_B) -> what `fetch` makes a Batch of; for any
+        sampler over the same rows.
+    """
+
+    def __init__(self, sampler: SegmentSampler, placement: str, store_dtype: str):
+        """`placement` is 'host' or 'device', see `choose_placement`; a store on the
+        device keeps its states in `store_dtype`."""
+        self._sampler = sampler
+        local = jax.local_devices()
+        self._per_device = _per_device(sampler.batch_size)
+        self._first = jax.process_index() * len(local) * self._per_device
+        self._num_local = len(local)
+        mesh = Mesh(np.array(local), ("devices",))
+        self._split = NamedSharding(mesh, PartitionSpec("devices"))
+        if placement == "device":
+            everywhere = NamedSharding(mesh, PartitionSpec())
+            self.store = _resident(sampler, everywhere, store_dtype)
+            self.fetch = gather_resident
+            self.gather = lambda sampler, *draw: Segments(
+                *(part.astype(np.int32) for part in sampler.layout(*draw))
+            )
+        else:
+            self.store = ()
+            self.fetch = lambda _, batch: batch
+            self.gather = SegmentSampler.gather
+
+    def items(self, calls: Iterable[tuple[int, int]]) -> Iterator:
+        """For each (first step, U) the devices' items [G, U, B/G, ...], ahead of time.
+
+        The iterator owns a thread; closing it (or leaving a `contextlib.closing`) ends
+        the thread. A fault in the thread is raised here.
+        """
+        ready = queue.Queue(maxsize=CALLS_AHEAD - 3)
+        closed = threading.Event()
+
+        def put(entry):
+            while not closed.is_set():
+                try:
+                    return ready.put(entry, timeout=0.1)
+                except queue.Full:
+                    continue
+
+        def fill():
+            try:
+                for step, num_updates in calls:
+                    if closed.is_set():
+                        return
+                    put((self._item(step, num_updates), None))
+                put((None, StopIteration()))
+            except Exception as error:
+                put((None, error))
+
+        thread = threading.Thread(target=fill, name="feed", daemon=True)
+        thread.start()
+        try:
+            while True:
+                item, end = ready.get()
+                if isinstance(end, StopIteration):
+                    return
+                if end is not None:
+                    raise end
+                yield item
+        finally:
+            closed.set()
+            thread.join()
+
+    def _item(self, step, num_updates):
+        mine = slice(self._first, self._first + self._num_local * self._per_device)
+        draws = [self._sampler.draw(step + update) for update in range(num_updates)]
+        # [U, B] -> [G, U, B/G]: gathered in the order in which pmap and scan read.
+        shape = (num_updates, self._num_local, self._per_device)
+        episodes, starts = (
+            np.stack([draw[part][mine] for draw in draws]).reshape(shape).swapaxes(0, 1)
+            for part in (0, 1)
+        )
+        flat = self.gather(self._sampler, episodes.reshape(-1), starts.reshape(-1))
+        return jax.tree.map(
+            lambda array: jax.device_put(
+                array.reshape(*episodes.shape, *array.shape[1:]), self._split
+            ),
+            flat,
+        )
+
+
+def gather_resident(store: Store, segments: Segments) -> Batch:
+    """What `SegmentSampler.gather` does, on the device."""
+    valid_BxK = segments.attention_mask > 0
+    valid_BxKx1 = valid_BxK[..., None]
+    rows_BxK = segments.rows
+    states_BxKxS = store.states[rows_BxK]
+    if states_BxKxS.dtype != jnp.float32:
+        mean, std = store.state_mean[None, None], store.state_std[None, None]
+        states_BxKxS = states_BxKxS * std + mean
+    return Batch(
+        states=jnp.where(valid_BxKx1, states_BxKxS, 0.0),
+        actions=jnp.where(valid_BxKx1, store.actions[rows_BxK], ACTION_PADDING),
+        rewards=jnp.where(valid_BxK, store.rewards[rows_BxK], 0.0)[..., None],
+        returns_to_go=jnp.where(valid_BxK, store.returns_to_go[rows_BxK], 0.0)[
+            ..., None
+        ],
+        timesteps=segments.timesteps,
+        attention_mask=valid_BxK.astype(jnp.float32),
+    )
+
+
+def memory_plan(
+    sampler: SegmentSampler, updates_per_call: int, state_bytes: int, store_dtype: str
+) -> dict:
+    """Bytes on one device (and on the host) for each placement.
+
+    Counts what stays: the train state (`state_bytes`), the calls sent ahead, and the
+    store. The temporaries of an update come on top.
+
+    Raises:
+      ValueError: the batch does not divide by the devices, or no such `store_dtype`.
+    """
+    if store_dtype not in STORE_DTYPES:
+        raise ValueError(
+            f"store_dtype={store_dtype!r}: expected {' or '.join(STORE_DTYPES)}"
+        )
+    trajectories = sampler.trajectories
+    num_rows, state_dim = trajectories.states.shape
+    step_bytes = 4 * (state_dim + trajectories.act_dim + 2)
+    saved_bytes = (4 - jnp.dtype(store_dtype).itemsize) * state_dim
+    steps_ahead = (
+        CALLS_AHEAD
+        * updates_per_call
+        * sampler.context_length
+        * _per_device(sampler.batch_size)
+    )
+    batches = steps_ahead * (step_bytes + 8)
+    return {
+        "host": {
+            "host_bytes": batches * jax.local_device_count(),
+            "device_bytes": state_bytes + batches,
+        },
+        "device": {
+            "host_bytes": steps_ahead * 12 * jax.local_device_count(),
+            "device_bytes": state_bytes
+            + steps_ahead * 12
+            + num_rows * (step_bytes - saved_bytes)
+            + 4 * 2 * state_dim,
+        },
+    }
+
+
+def choose_placement(placement: str, plan: dict) -> tuple[str, str]:
+    """'host' or 'device', and in words why.
+
+    'auto' takes 'device' where the store fits into a device's own memory; a CPU has
+    none, its 'device' would be a second copy beside the page cache.
+    """
+    if placement not in PLACEMENTS:
+        raise ValueError(
+            f"placement={placement!r}: expected one of {', '.join(PLACEMENTS)}"
+        )
+    if placement != "auto":
+        return placement, f"placement={placement}"
+    device = jax.local_devices()[0]
+    stats = device.memory_stats()
+    if device.platform == "cpu" or not stats:
+        return "host", "a CPU reads the store where it lies"
+    limit, needed = stats["bytes_limit"], plan["device"]["device_bytes"]
+    fits = needed <= DEVICE_SHARE * limit
+    return (
+        "device" if fits else "host",
+        f"{needed / 1e9:.1f} GB {'fit' if fits else 'do not fit'} into "
+        f"{DEVICE_SHARE:.0%} of the device's {limit / 1e9:.1f} GB",
+    )
+
+
+def _per_device(batch_size) -> int:
+    num_devices = jax.device_count()
+    if batch_size % num_devices:
+        below = batch_size // num_devices * num_devices
+        nearest = [size for size in (below, below + num_devices) if size]
+        raise ValueError(
+            f"batch_size={batch_size} does not divide by the {num_devices} "
+            f"devices; the nearest that do are {' and '.join(map(str, nearest))}"
+        )
+    return batch_size // num_devices
+
+
+def _resident(sampler, everywhere, store_dtype) -> Store:
+    """Send the store piece by piece: the host never holds a second copy of it."""
+    trajectories = sampler.trajectories
+    state_mean, state_std = trajectories.state_mean, trajectories.state_std
+
+    @partial(jax.jit, donate_argnums=0)
+    def fill(whole_NxW, block_MxW, offset):
+        if whole_NxW.dtype != jnp.float32:
+            block_MxW = normalize(block_MxW, state_mean, state_std)
+        block_MxW = block_MxW.astype(whole_NxW.dtype)
+        return jax.lax.dynamic_update_slice(whole_NxW, block_MxW, (offset, 0))
+
+    def send(rows, dtype):
+        zeros = partial(jnp.zeros, rows.shape, dtype)
+        whole_NxW = jax.jit(zeros, out_shardings=everywhere)()
+        for offset, piece in zip(rows.offsets, rows.pieces, strict=False):
+            block_MxW = jax.device_put(piece.astype(np.float32, copy=False), everywhere)
+            whole_NxW = fill(whole_NxW, block_MxW, int(offset))
+        return whole_NxW
+
+    return Store(
+        states=send(trajectories.states, store_dtype),
+        state_mean=jax.device_put(state_mean, everywhere),
+        state_std=jax.device_put(state_std, everywhere),
+        actions=send(trajectories.actions, "float32"),
+        rewards=jax.device_put(trajectories.rewards, everywhere),
+        returns_to_go=jax.device_put(sampler.returns_to_go, everywhere),
+    )

@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One update as a pure function, and many of them in one call over all devices.
+
+In come a `TrainState` and a `Batch` (or what `fetch` makes one of), out come the next
+state and the loss. `jax.pmap` stands in `make_train_call` and nowhere else.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from dt_jax.data.segments import Batch, normalize
+from dt_jax.model.decision_transformer import DecisionTransformer
+
+DEVICES = "devices"
+
+
+class TrainState(NamedTuple):
+    """All that training changes: the number of updates made, and two trees."""
+
+    step: jax.Array
+    params: dict
+    opt_state: optax.OptState
+
+    def __repr__(self) -> str:
+        count = sum(leaf.size for leaf in jax.tree.leaves(self.params))
+        return f"TrainState(step={self.step}, {count:,} parameters)"
+
+
+class Metrics(NamedTuple):
+    """Of one update: the loss over the global batch, the norm before clipping."""
+
+    loss: jax.Array
+    grad_norm: jax.Array
+
+
+def train_step(
+    state: TrainState,
+    batch: Batch,
+    *,
+    model: DecisionTransformer,
+    optimizer: optax.GradientTransformation,
+    state_mean: jax.Array,
+    state_std: jax.Array,
+    key: jax.Array,
+    axis_name: str | None = None,
+) -> tuple[TrainState, Metrics]:
+    """One update on one batch.
+
+    The loss is the mean squared error of the predicted actions over valid steps and
+    action dimensions. Under `axis_name` the batch is this device's share: sums and
+    counts are summed over the devices and then divided, so that the update is that of
+    the whole batch however unevenly the valid steps fall. Where the loss or the
+    gradient is not finite, the update is skipped: the parameters stay as they are and
+    the optimiser is told by `finite` (see `make_optimizer`); the step counts on.
+
+    Args:
+      state_mean, state_std: S, of the states as stored.
+      key: of the run; dropout is a function of it, the step and the segment's place in
+        the whole batch.
+    """
+    device = 0 if axis_name is None else jax.lax.axis_index(axis_name)
+    how = {
+        "deterministic": False,
+        "first_segment": device * len(batch.timesteps),
+        "rngs": {"dropout": jax.random.fold_in(key, state.step)},
+    }
+
+    def sum_of_squares(params):
+        squares_BxKxA = squared_errors(
+            model, params, batch, state_mean, state_std, **how
+        )
+        return jnp.sum(squares_BxKxA)
+
+    squares, grads = jax.value_and_grad(sum_of_squares)(state.params)
+    count = batch.attention_mask.sum() * batch.actions.shape[-1]
+    if axis_name is not None:
+        squares, count, grads = jax.lax.psum((squares, count, grads), axis_name)
+    grads = jax.tree.map(lambda grad: grad / count, grads)
+    metrics = Metrics(squares / count, optax.tree.norm(grads))
+    finite = jnp.isfinite(metrics.loss) & jnp.isfinite(metrics.grad_norm)
+    updates, opt_state = optax.with_extra_args_support(optimizer).update(
+        grads, state.opt_state, state.params, finite=finite
+    )
+    params = jax.tree.map(
+        lambda old, change: jnp.where(finite, old + change, old), state.params, updates
+    )
+    return TrainState(state.step + 1, params, opt_state), metrics
+
+
+def squared_errors(
+    model: DecisionTransformer, params: dict, batch: Batch, state_mean, state_std, **how
+) -> jax.Array:
+    """BxKxA: of the predicted actions, 0 at padded steps; `how` is for `apply`."""
+    actions_BxKxA = predict(model, params, batch, state_mean, state_std, **how)
+    error_BxKxA = actions_BxKxA - batch.actions
+    return jnp.square(error_BxKxA) * batch.attention_mask[..., None]
+
+
+def predict(
+    model: DecisionTransformer, params: dict, batch: Batch, state_mean, state_std, **how
+) -> jax.Array:
+    """BxKxA: the actions for a batch with states as stored, in training and acting."""
+    return model.apply(
+        {"params": params},
+        states=normalize(batch.states, state_mean, state_std),
+        actions=batch.actions,
+        returns_to_go=batch.returns_to_go,
+        timesteps=batch.timesteps,
+        attention_mask=batch.attention_mask,
+        **how,
+    ).action_preds
+
+
+def init_state(params: dict, optimizer: optax.GradientTransformation) -> TrainState:
+    """The state before the first update."""
+    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+
+
+def replicate(state: TrainState) -> TrainState:
+    """Lay the state over the local devices as the train call returns it.
+
+    Otherwise the call would be compiled twice, for the first state and for its own.
+    """
+    mesh = Mesh(np.array(jax.local_devices()), (DEVICES,))
+    return jax.device_put(state, NamedSharding(mesh, PartitionSpec()))
+
+
+def find_bad_segments(params: dict, batch: Batch, *, step: int, **how) -> np.ndarray:
+    """B bools: does the segment alone give a loss or gradient that is not finite?
+
+    `how`: the model, the states' mean and std and the key, as `train_step` takes them.
+    """
+    optimizer = optax.identity()
+    state = init_state(params, optimizer)._replace(step=jnp.int32(step))
+
+    def is_bad(segment):
+        alone = jax.tree.map(lambda x: x[None], segment)
+        _, metrics = train_step(state, alone, optimizer=optimizer, **how)
+        return ~jnp.isfinite(metrics.loss + metrics.grad_norm)
+
+    return np.asarray(jax.jit(lambda batch: jax.lax.map(is_bad, batch))(batch))
+
+
+def make_train_call(
+    model: DecisionTransformer,
+    optimizer: optax.GradientTransformation,
+    *,
+    state_mean,
+    state_std,
+    seed: int,
+    fetch: Callable,
+) -> Callable:
+    """Compile U updates over the G local devices (and those of all other processes).
+
+    Returns:
+      call(state, store, items) -> (state, Metrics of U): the state is one plain tree,
+      replicated and donated; `items` has leading axes [G, U]; `fetch(store, item)`
+      makes the device's `Batch` of one update. A step is the same whatever U is.
+    """
+
+    def call(state, store, items):
+        def update(state, item):
+            return train_step(
+                state,
+                fetch(store, item),
+                model=model,
+                optimizer=optimizer,
+                state_mean=jnp.asarray(state_mean),
+                state_std=jnp.asarray(state_std),
+                key=jax.random.key(seed),
+                axis_name=DEVICES,
+            )
+
+        # XLA runs matrix products inside a loop of one differently (slower on CPU).
+        updates_per_call = jax.tree.leaves(items)[0].shape[0]
+        return jax.lax.scan(update, state, items, unroll=updates_per_call == 1)
+
+    return jax.pmap(
+        call,
+        axis_name=DEVICES,
+        in_axes=(None, None, 0),
+        out_axes=None,
+        donate_argnums=0,
+    )

@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The action error on trajectories that training never sees.
+
+In go a sampler over them and parameters; out comes the training loss's own mean squared
+error, without dropout, and what it is made of. Every step is predicted once, from what
+precedes it in its window of K steps.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dt_jax.data.segments import SegmentSampler
+from dt_jax.data.trajectories import Trajectories
+from dt_jax.model.decision_transformer import DecisionTransformer
+from dt_jax.training.feed import Feed
+from dt_jax.training.train_step import squared_errors
+
+NUM_BINS = 5  # of the returns-to-go, with about as many steps each
+LOGGED_SEGMENTS = 256  # of a record: the cost of one or two updates, of 20 by default
+
+
+class HeldOut:
+    """Measures parameters on held-out trajectories, always in the same windows."""
+
+    def __init__(self, sampler: SegmentSampler, model: DecisionTransformer, feed: Feed):
+        """`feed` is training's; `sampler` is like its own, over the same rows."""
+        data = sampler.trajectories
+        owner_N = np.repeat(np.arange(data.num_trajectories), data.lengths)
+        offset_N = np.arange(data.num_steps)
+        offset_N -= (np.cumsum(data.lengths) - data.lengths)[owner_N]
+        opens_N = offset_N % sampler.context_length == 0
+        self._episodes_W, self._starts_W = owner_N[opens_N], offset_N[opens_N]
+        returns_N = sampler.returns_to_go[data.starts[owner_N] + offset_N]
+        # Each bin begins at a level that occurs, no two at the same: none is empty.
+        levels = np.arange(NUM_BINS) / NUM_BINS
+        lows_Q = np.unique(np.quantile(returns_N, levels, method="lower"))
+        ends_Q = np.append(lows_Q[1:], np.float32(np.inf))
+        self._edges = [*lows_Q.tolist(), float(returns_N.max())]
+        self._sampler, self._feed = sampler, feed
+
+        def add(sums, params, store, item):
+            batch = feed.fetch(store, item)
+            squares_BxKxA = squared_errors(
+                model, params, batch, data.state_mean, data.state_std
+            )
+            returns_BxKx1, valid_BxK = batch.returns_to_go, batch.attention_mask > 0
+            inside_BxKxQ = (returns_BxKx1 >= lows_Q[None, None]) & valid_BxK[..., None]
+            inside_BxKxQ &= returns_BxKx1 < ends_Q[None, None]
+            squares_QxA = jnp.einsum(
+                "bkq,bka->qa", inside_BxKxQ, squares_BxKxA, precision="highest"
+            )
+            return sums[0] + squares_QxA, sums[1] + inside_BxKxQ.sum(axis=(0, 1))
+
+        self._add = jax.jit(add)
+
+    def loss(self, params: dict) -> jax.Array:
+        """The mean squared error in LOGGED_SEGMENTS windows (or all), evenly spaced.
+
+        It may still be on its way when this returns; `params` may be donated at once.
+        """
+        count = min(LOGGED_SEGMENTS, len(self._starts_W))
+        windows = np.arange(count) * len(self._starts_W) // count
+        squares_QxA, steps_Q = self._sums(params, windows)
+        return squares_QxA.sum() / (steps_Q.sum() * squares_QxA.shape[1])
+
+    def evaluate(self, params: dict, training: Trajectories) -> dict:
+        """Of all held-out steps, as JSON can hold it.
+
+        Returns:
+          mse; mse_per_dimension: A; bins of the scaled return-to-go: from, to (which
+          only the last includes), steps, mse; references: the mse of the mean action
+          of `training`, and of the previous action (the mean one at a first step).
+        """
+        windows = np.arange(len(self._starts_W))
+        squares_QxA, steps_Q = jax.device_get(self._sums(params, windows))
+        mse_A = squares_QxA.sum(axis=0, dtype=np.float64) / steps_Q.sum()
+        mse_Q = squares_QxA.mean(axis=1, dtype=np.float64) / steps_Q
+        columns = self._edges[:-1], self._edges[1:], steps_Q.tolist(), mse_Q.tolist()
+        bins = [
+            {"from": low, "to": high, "steps": steps, "mse": mse}
+            for low, high, steps, mse in zip(*columns, strict=True)
+        ]
+        return {
+            "mse": float(mse_A.mean()),
+            "mse_per_dimension": mse_A.tolist(),
+            "bins": bins,
+            "references": _references(self._sampler.trajectories, training),
+        }
+
+    def _sums(self, params, windows):
+        """Squared errors QxA and steps Q, batch after batch of one shape."""
+        # One device does it: the figures do not depend on how many there are.
+        params, store = jax.tree.map(
+            lambda leaf: leaf.addressable_data(0), (params, self._feed.store)
+        )
+        shape = len(self._edges) - 1, self._sampler.trajectories.act_dim
+        sums = np.zeros(shape, np.float32), np.zeros(shape[0], np.int32)
+        sums = jax.device_put(sums, jax.local_devices()[0])
+        size = self._sampler.batch_size
+        padded = np.pad(windows, (0, -len(windows) % size), constant_values=-1)
+        for window_B in padded.reshape(-1, size):
+            draw = self._episodes_W[window_B], self._starts_W[window_B]
+            item = self._feed.gather(self._sampler, *draw)
+            mask_BxK = item.attention_mask * (window_B >= 0)[:, None]
+            item = item._replace(attention_mask=mask_BxK)
+            jax.block_until_ready(sums)  # else all batches would lie in memory
+            sums = self._add(sums, params, store, item)
+        return sums
+
+
+def _references(held_out, training):
+    mean_A, constant, copied = training.mean_action(), 0.0, 0.0
+    for start, length in zip(held_out.starts, held_out.lengths, strict=True):
+        actions_TxA = held_out.actions.slice(start, start + length).astype(np.float64)
+        previous_TxA = np.concatenate((mean_A[None], actions_TxA[:-1]))
+        constant += np.square(actions_TxA - mean_A[None]).sum()
+        copied += np.square(actions_TxA - previous_TxA).sum()
+    numbers = held_out.num_steps * held_out.act_dim
+    return {"mean_action": constant / numbers, "previous_action": copied / numbers}

@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a workdir to its report, and what is refused before any training."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from dt_jax.acting.policy import Policy
+from dt_jax.commands.collect import collect
+from dt_jax.commands.evaluate import evaluate
+from dt_jax.commands.export import export
+from dt_jax.commands.train import train
+from dt_jax.config import default_config
+from dt_jax.data.readers import load_trajectories
+
+FILES = {
+    "accounts.png",
+    "drawdown.png",
+    "evaluation.json",
+    "index.html",
+    "loss.png",
+    "targets.png",
+}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _compile_fast():
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+def make_config():
+    config = default_config()
+    config.model.update({"hidden_size": 8, "n_layer": 1})
+    config.train.update({"max_steps": 2, "updates_per_call": 1})
+    config.eval.update({"episodes": 2, "targets": (3000.0, -1000.0, 0.5)})
+    return config
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    path = tmp_path_factory.mktemp("evaluate") / "run"
+    train(make_config(), path)
+    return path
+
+
+def report_of(workdir):
+    return json.loads((workdir / "report" / "evaluation.json").read_text())
+
+
+def test_a_run_ends_with_its_report(workdir):
+    assert {path.name for path in (workdir / "report").iterdir()} == FILES
+    found = report_of(workdir)
+    assert [actor["target"] for actor in found["actors"]] == [
+        -1000.0,
+        0.5,
+        3000.0,
+        None,
+    ]
+    assert found["step"] == 2
+    assert {*found["backtest_references"]} == {"buy and hold", "equal weight"}
+    assert all(actor["lengths"] == [80, 80] for actor in found["actors"])
+    data = load_trajectories(workdir / "simulated_market")
+    returns_E = data.returns_to_go[data.starts]
+    # In float32 after the scale of 1,000.
+    expected = pytest.approx([returns_E.mean(), returns_E.std()], rel=1e-6)
+    assert [found["data"]["returns"][key] for key in ("mean", "std")] == expected
+
+
+def test_evaluating_again_finds_the_same(workdir):
+    before = report_of(workdir)
+    evaluate(make_config(), workdir)
+    assert report_of(workdir) == before
+
+
+def test_a_complete_run_evaluates_when_a_kill_took_the_page(workdir, capsys):
+    page = workdir / "report" / "index.html"
+    page.unlink()
+    train(make_config(), workdir)
+    assert page.is_file()
+    train(make_config(), workdir)
+    assert "nothing to do" in capsys.readouterr().out
+
+
+def test_targets_come_from_the_data_and_others_act_beside(workdir):
+    config = make_config()
+    config.eval.targets = ()
+    config.eval.baselines = (str(workdir), f"{__name__}:hold")
+    config.eval.score_range = (0.0, 1000.0)
+    evaluate(config, workdir)
+    found = report_of(workdir)
+    quantiles = [found["data"]["returns"][k] for k in ("10 %", "median", "90 %", "max")]
+    targeted, beside = found["actors"][:4], found["actors"][4:]
+    assert [actor["target"] for actor in targeted] == quantiles
+    assert [a["name"] for a in beside] == [
+        "random actions",
+        str(workdir),
+        beside[2]["name"],
+    ]
+    # The policy itself, asked for the most of the data, and an account left in cash.
+    assert beside[1]["returns"] == targeted[3]["returns"]
+    assert beside[2]["returns"] == [0.0, 0.0]
+    assert targeted[0]["normalized"] == pytest.approx(targeted[0]["mean"] / 10)
+
+
+def hold(observations_ExS):
+    return np.zeros((len(observations_ExS), 6))
+
+
+def test_the_card_of_an_exported_model_has_the_figures(workdir):
+    export(None, workdir)
+    card = (workdir / "hf" / "README.md").read_text()
+    assert "## Evaluation" in card
+    assert "buy and hold" in card
+    Policy.load(workdir / "hf")
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"targets": (1.0, "much")}, "eval.targets: found 'much', expected finite"),
+        ({"targets": (float("nan"),)}, "eval.targets: found nan, expected finite"),
+        (
+            {"reference_returns": (1.0,)},
+            r"eval.score_range=\(1.0,\): expected two",
+        ),
+        ({"episodes": 0}, "eval.episodes=0: expected at least 1"),
+        ({"environment": "Pendulum-v1"}, "eval.environment has observations .* 61"),
+        ({"environment": "NoSuch-v0"}, "eval.environment='NoSuch-v0'"),
+        ({"environment_kwargs": "{oops"}, "eval.environment_kwargs='{oops': .* JSON"),
+        ({"environment_kwargs": "[1]"}, "expected a JSON object"),
+        ({"beside": ("nowhere",)}, "actor 'nowhere': no such folder"),
+    ],
+)
+def test_what_cannot_be_evaluated_is_refused_before_training(
+    tmp_path, workdir, keys, message
+):
+    config = make_config()
+    (tmp_path / "simulated_market").symlink_to(workdir / "simulated_market")
+    config.eval.update(keys)
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        train(config, tmp_path)
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_a_folder_that_is_no_run_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="neither checkpoints/"):
+        evaluate(make_config(), tmp_path)
+    config = make_config()
+    config.data.path = "some/dataset"
+    with pytest.raises(ValueError, match=r"^eval\.environment is empty"):
+        evaluate(config, tmp_path)
+    with pytest.raises(ValueError, match="expected both"):
+        collect(config, tmp_path)

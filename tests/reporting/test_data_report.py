@@ -1,0 +1,251 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The data report says what is in the data, and warns when and only when it should."""
+
+import json
+from dataclasses import replace
+
+import matplotlib.image
+import numpy as np
+import pytest
+
+from dt_jax.data.segments import SegmentSampler
+from dt_jax.data.trajectories import Trajectories
+from dt_jax.reporting.data_report import data_report, describe_data
+from dt_jax.reporting.plots import draw_held_out, draw_loss
+from dt_jax.training.feed import memory_plan
+
+WARNINGS = {
+    "actions": "actions reach from -2 to 2, but model.action_tanh=True",
+    "constant": "1 features never change",
+    "repeated": "1 trajectories repeat another one exactly",
+    "inner done": "1 trajectories go on after a done",
+    "clipped": "2 timesteps lie beyond data.max_ep_len=2",
+    "weak": "returns-to-go reach only 0.0998 after data.return_scale",
+}
+
+
+def make_episodes():
+    """Three trajectories that give no cause for a warning."""
+    return [
+        {
+            "states": [[0, 5], [1, 6], [2, 7], [3, 8]],
+            "actions": [[-1.0], [0.0], [0.5], [1.0]],
+            "rewards": [100, 0, 0, 300],
+            "dones": [0, 0, 0, 1],
+        },
+        {
+            "states": [[4, 4], [9, 4]],
+            "actions": [[0.0], [0.0]],
+            "rewards": [-50, 150],
+            "dones": [0, 0],
+        },
+        {"states": [[8, 8]], "actions": [[1.0]], "rewards": [200], "dones": [1]},
+    ]
+
+
+def report_of(data, *, action_tanh=True, max_ep_len=4, return_scale=1000.0, whole=None):
+    sampler = SegmentSampler(
+        Trajectories.from_episodes(data) if isinstance(data, list) else data,
+        batch_size=8,
+        context_length=2,
+        max_ep_len=max_ep_len,
+        return_scale=return_scale,
+        weighting="length",
+        seed=0,
+    )
+    options = {
+        "action_tanh": action_tanh,
+        "placement": "host",
+        "plan": memory_plan(sampler, 3, state_bytes=1000, store_dtype="float32"),
+    }
+    return data_report(sampler, whole=whole or sampler.trajectories, **options)
+
+
+def quantiles(*values):
+    names = ("min", "10 %", "median", "90 %", "max")
+    return pytest.approx(dict(zip(names, values, strict=True)), rel=1e-6)  # float32
+
+
+def test_the_figures_by_hand():
+    episodes = make_episodes()
+    report = report_of(episodes)
+    store = Trajectories.from_episodes(episodes)
+    expected = {
+        "trajectories": 3,
+        "steps": 7,
+        "state_dim": 2,
+        "act_dim": 1,
+        "bytes": 7 * 3 * 8,  # lists of numbers become 64-bit arrays
+        "fingerprint": store.fingerprint(),
+        "held_out_trajectories": 0,
+        "lengths": quantiles(1, 1.2, 2, 3.6, 4),
+        "returns": quantiles(0.1, 0.12, 0.2, 0.36, 0.4),
+        # of 0.4, 0.1 and 0.2 in float32
+        "return_mean": pytest.approx(0.7 / 3, rel=1e-6),
+        "return_std": pytest.approx((0.14 / 9) ** 0.5, rel=1e-6),
+        # of 0.4, 0.3, 0.3, 0.3; 0.1, 0.15; 0.2
+        "returns_to_go": quantiles(0.1, 0.13, 0.3, 0.34, 0.4),
+        "action_range": [-1, 1],
+        "constant_features": [],
+        "repeated_trajectories": 0,
+        "trajectories_with_inner_dones": 0,
+        "clipped_timesteps": 0,
+        "placement": "host",
+        "memory_plan": report["memory_plan"],
+        "warnings": [],
+    }
+    assert report.keys() == expected.keys()
+    for name, value in expected.items():
+        assert report[name] == value, name
+
+
+def actions(episodes):
+    episodes[1]["actions"] = [[-2.0], [2.0]]
+
+
+def constant(episodes):
+    for episode in episodes:
+        episode["states"] = [[first, 7] for first, _ in episode["states"]]
+
+
+def repeated(episodes):
+    episodes.append(episodes[2])
+
+
+def inner_done(episodes):
+    episodes[1]["dones"] = [1, 0]
+
+
+def weak(episodes):
+    for episode in episodes:
+        episode["rewards"] = [reward * 0.2495 for reward in episode["rewards"]]
+
+
+@pytest.mark.parametrize(
+    ("change", "options", "expected"),
+    [
+        (actions, {}, ["actions"]),
+        (actions, {"action_tanh": False}, []),
+        (constant, {}, ["constant"]),
+        (repeated, {}, ["repeated"]),
+        (inner_done, {}, ["inner done"]),
+        (list, {"max_ep_len": 2}, ["clipped"]),
+        (list, {"max_ep_len": 10**6}, []),
+        (weak, {}, ["weak"]),
+        (weak, {"return_scale": 10.0}, []),
+    ],
+)
+def test_each_warning_comes_when_and_only_when_it_should(change, options, expected):
+    episodes = make_episodes()
+    change(episodes)
+    found = report_of(episodes, **options)["warnings"]
+    assert len(found) == len(expected)
+    for text, name in zip(found, expected, strict=True):
+        assert text.startswith(WARNINGS[name])
+
+
+def test_the_order_of_trajectories_is_of_no_consequence():
+    episodes = make_episodes()
+    inner_done(episodes)
+    store = Trajectories.from_episodes(episodes)
+    order = {key: getattr(store, key)[[2, 0, 1]] for key in ("starts", "lengths")}
+    found, expected = report_of(replace(store, **order)), report_of(store)
+    assert found.pop("fingerprint") != expected.pop("fingerprint")
+    assert found == expected
+
+
+def test_without_dones_a_reset_inside_is_unknown():
+    episodes = make_episodes()
+    del episodes[0]["dones"]
+    report = report_of(episodes)
+    assert report["trajectories_with_inner_dones"] is None
+    assert report["warnings"] == []
+    assert "with a done inside: unknown" in describe_data(report)
+
+
+def test_held_out_trajectories_are_counted_apart():
+    episodes = make_episodes()
+    inner_done(episodes)
+    store = Trajectories.from_episodes(episodes)
+    report = report_of(store.select([0, 2]), whole=store)
+    assert (report["trajectories"], report["steps"]) == (2, 5)
+    assert report["held_out_trajectories"] == 1
+    assert report["trajectories_with_inner_dones"] == 0
+    assert report["fingerprint"] == store.fingerprint()
+    assert "held out besides: 1 trajectories" in describe_data(report)
+    assert "held out" not in describe_data(report_of(store))
+
+
+def test_returns_to_go_of_large_data_are_sampled_evenly(monkeypatch):
+    monkeypatch.setattr("dt_jax.reporting.data_report.SAMPLED_STEPS", 4)
+    found = report_of(make_episodes())["returns_to_go"]
+    # of the steps 0, 1, 3 and 5 of seven: 0.4, 0.3, 0.3, 0.15
+    assert found["min"] == pytest.approx(0.15)
+    assert found["median"] == pytest.approx(0.3)
+
+
+def worst_case():
+    """Every warning at once, and numbers as wide as they come."""
+    draw = np.random.default_rng(0)
+    episodes = [
+        {
+            "states": np.full((n, 4000), -1.2345e-30),
+            "actions": -1.2345e30 * draw.normal(size=(n, 1)),
+            "rewards": -1.2345e-30 * draw.normal(size=n),
+            "dones": np.ones(n),
+        }
+        for n in (20, 9, 11)
+    ]
+    return report_of([*episodes, episodes[0]], max_ep_len=2)
+
+
+@pytest.mark.parametrize("make", [worst_case, lambda: report_of(make_episodes())])
+def test_the_text_fits_a_screen_and_the_dict_json(make):
+    report = make()
+    assert json.loads(json.dumps(report, allow_nan=False)) == report
+    lines = describe_data(report).splitlines()
+    assert len(lines) <= 24
+    assert max(map(len, lines)) <= 160
+    text = "\n".join(lines)
+    assert text.startswith(f"Data: {report['trajectories']} trajectories")
+    assert all(warning in text for warning in report["warnings"])
+    assert len(report["warnings"]) in (0, len(WARNINGS))
+
+
+def test_the_picture_shows_the_loss(tmp_path):
+    def blue(loss):
+        records = [
+            {"step": step, "loss": loss(step), "learning_rate": 1e-4 - 1e-8 * step}
+            for step in range(0, 1000, 10)
+        ]
+        draw_loss(tmp_path / "loss.png", records)
+        pixels_HxWx3 = matplotlib.image.imread(tmp_path / "loss.png")[..., :3]
+        line = np.array([31, 119, 180]) / 255  # tab:blue
+        return (np.abs(pixels_HxWx3 - line[None, None]) < 0.05).all(axis=-1)
+
+    falling, rising = blue(lambda step: 0.99**step), blue(lambda step: 1.01**step)
+    assert falling.shape == (540, 960)
+    # Below the legend: on a logarithmic axis straight lines from side to side.
+    for line, direction in ((falling, 1), (rising, -1)):
+        rows, columns = np.nonzero(line[100:])
+        assert len(set(columns)) > 600
+        assert direction * np.corrcoef(rows, columns)[0, 1] > 0.999
+
+
+def test_the_picture_shows_the_held_out_error_beside_the_references(tmp_path):
+    def count(color, mse):
+        edges = zip(range(5), range(1, 6), strict=True)
+        bins = [{"from": a, "to": b, "steps": 9, "mse": mse} for a, b in edges]
+        references = {"mean_action": 0.5, "previous_action": 0.01}
+        errors = {"mse": mse, "bins": bins, "references": references}
+        draw_held_out(tmp_path / "held_out.png", errors)
+        pixels_HxWx3 = matplotlib.image.imread(tmp_path / "held_out.png")[..., :3]
+        line = np.array(color) / 255
+        rows = np.nonzero((np.abs(pixels_HxWx3 - line[None, None]) < 0.05).all(-1))[0]
+        return np.median(rows[rows > 60])  # below the legend
+
+    blue, gray, orange = (31, 119, 180), (127, 127, 127), (255, 127, 14)
+    heights = [count(color, 0.07) for color in (gray, blue, orange)]
+    assert heights == sorted(heights)
+    assert heights[0] + 100 < heights[1] < heights[2] - 100  # 0.07 is half-way in logs
+    assert abs(count(blue, 0.5) - count(gray, 0.5)) < 3

@@ -1,0 +1,198 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The evaluation's figures by hand, its warnings, its text."""
+
+import json
+
+import numpy as np
+import pytest
+
+from dt_jax.reporting.evaluation_tables import (
+    RANDOM,
+    ActorResult,
+    describe_evaluation,
+    evaluation_report,
+)
+from dt_jax.trading.backtest import Curves
+
+
+def summary_of(returns_E):
+    names = ("min", "10 %", "median", "90 %", "max")
+    levels = np.quantile(returns_E, (0.0, 0.1, 0.5, 0.9, 1.0)).tolist()
+    moments = {"mean": float(returns_E.mean()), "std": float(returns_E.std())}
+    return dict(zip(names, levels, strict=True)) | moments
+
+
+def actor(name, target, returns, lengths=(4, 4), **info):
+    return ActorResult(name, target, np.array(returns, float), np.array(lengths), info)
+
+
+def trader(name, target, *assets):
+    info = {
+        "assets": np.array(assets, float)[:, None],
+        "traded": np.array([0.0] + [assets[0]] * (len(assets) - 1))[:, None],
+    }
+    return actor(name, target, [assets[-1] - assets[0]], [len(assets) - 1], **info)
+
+
+def report_of(actors, *, longest=4, data=range(11), **options):
+    return evaluation_report(
+        actors,
+        environment="Some-v0",
+        step=1500,
+        first_seed=7,
+        data_returns=summary_of(np.array(data, np.float32)),
+        longest=longest,
+        **options,
+    )
+
+
+def of_targets(achieved, targets=(1.0, 2.0, 3.0, 4.0)):
+    pairs = zip(targets, achieved, strict=False)
+    actors = [actor(f"target {t:g}", t, [a, a]) for t, a in pairs]
+    return report_of([*actors, actor(RANDOM, None, [1, 1])])
+
+
+def test_the_figures_by_hand():
+    actors = [
+        actor("target 8", 8.0, [4, 6], [3, 4]),
+        actor(RANDOM, None, [0, 2]),
+    ]
+    report = report_of(actors)
+    data = summary_of(np.arange(11, dtype=np.float32))
+    expected = {
+        "environment": "Some-v0",
+        "step": 1500,
+        "episodes": 2,
+        "first_seed": 7,
+        "data": {"returns": data, "longest": 4},
+        "reference": {"low": 1, "high": 9, "given": False},
+        "actors": [
+            {
+                "name": "target 8",
+                "target": 8,
+                "returns": [4, 6],
+                "lengths": [3, 4],
+                "mean": 5,
+                "std": 1,
+                "normalized": 50,
+                "backtest": None,
+            },
+            {
+                "name": RANDOM,
+                "target": None,
+                "returns": [0, 2],
+                "lengths": [4, 4],
+                "mean": 1,
+                "std": 1,
+                "normalized": 0,
+                "backtest": None,
+            },
+        ],
+        "spearman": None,
+        "backtest_references": None,
+        "warnings": [],
+    }
+    assert report == expected
+    assert json.loads(json.dumps(report, allow_nan=False)) == report
+
+
+def test_a_given_score_range():
+    actors = [actor("target 8", 8.0, [4, 6])]
+    assert report_of(actors, score_range=(3, 5))["actors"][0]["normalized"] == 100
+    report = report_of(actors, score_range=(3, 3))
+    assert report["actors"][0]["normalized"] is None
+    assert "0 is a return of 3.00, 100 one of 3.00" in describe_evaluation(report)
+
+
+@pytest.mark.parametrize(
+    ("achieved", "expected"),
+    [
+        ([1, 2, 5, 9], 1.0),
+        ([9, 5, 2, 1], -1.0),
+        ([1, 4, 2, 9], 0.8),  # 1 - 6 x (1 + 1) / (4 x 15)
+        ([1, 2, 2, 9], 0.9**0.5),  # ranks 1, 2.5, 2.5, 4
+        ([2, 2, 2, 2], None),
+        ([1, 2], None),
+    ],
+)
+def test_the_rank_correlation_by_hand(achieved, expected):
+    assert of_targets(achieved)["spearman"] == pytest.approx(expected)
+
+
+def test_each_warning_comes_when_and_only_when_it_should():
+    def warnings(*texts, of):
+        assert len(of["warnings"]) == len(texts)
+        for found, text in zip(of["warnings"], texts, strict=True):
+            assert found.startswith(text)
+
+    fine = [actor("target 8", 8.0, [4, 6]), actor(RANDOM, None, [0, 2])]
+    warnings(of=report_of(fine))
+    warnings("episodes take up to 4 steps", of=report_of(fine, longest=3))
+    beyond = "targets beyond the data's returns (0 to 7), of which nothing is known: 8"
+    warnings(beyond, of=report_of(fine, data=range(8)))
+    warnings(beyond.replace("0 to 7", "9 to 11"), of=report_of(fine, data=[9, 11]))
+    warnings("achieved returns hardly rise", of=of_targets([9, 5, 2, 1]))
+    warnings(of=of_targets([1, 4, 2, 9]))
+
+
+def test_accounts_are_judged_where_there_are_any():
+    actors = [
+        trader("target 10", 10.0, 100, 110, 99, 108.9),
+        trader(RANDOM, None, 5, 5),
+    ]
+    held = {"buy and hold": Curves(*(np.array([[2.0], [3.0]]),) * 2)}
+    report = report_of(actors, backtest_references=held)
+    assert json.loads(json.dumps(report, allow_nan=False)) == report
+    played, idle = (actor["backtest"] for actor in report["actors"])
+    assert played["total_return"] == pytest.approx(0.089)
+    assert played["sharpe"] == pytest.approx(21**0.5)
+    assert idle["sharpe"] is None
+    assert report["backtest_references"]["buy and hold"]["total_return"] == 0.5
+
+
+def test_the_text():
+    actors = [
+        trader("target -8", -8.0, 100, 110, 99, 108.9),
+        trader("target 2", 2.0, 100, 110, 99, 100),
+        trader("target 9", 9.0, 100, 110, 99, 99),
+        trader(RANDOM, None, 5, 5),
+    ]
+    assert describe_evaluation(report_of(actors)) == TEXT
+
+
+TEXT = """\
+Evaluation: Some-v0, update 1,500, 1 episodes each from seed 7
+                  return  ± sd    min    max  normalised  steps
+  target -8         8.90  0.00   8.90   8.90        98.9      3
+  target 2          0.00  0.00   0.00   0.00         0.0      3
+  target 9         -1.00  0.00  -1.00  -1.00       -11.1      3
+  random actions    0.00  0.00   0.00   0.00         0.0      1
+  training data     5.00  3.16   0.00  10.00
+  normalised: 0 is random actions (0.00), 100 the data's 90 % quantile (9.00)
+  rank correlation with the targets: -1.00
+
+                  total       annual  volatility  Sharpe  drawdown  turnover
+  target -8       +8.9%  +128,826.4%      183.3%    4.58     10.0%     120.6
+  target 2        +0.0%        +0.0%      159.0%    0.53     10.0%     123.2
+  target 9        -1.0%       -57.0%      158.7%    0.00     10.0%     123.5
+  random actions  +0.0%        +0.0%           -       -      0.0%     126.0
+  means over the episodes; drawdown: the largest loss since a peak
+  turnover: how often a year the account is traded over, one way
+  warning: targets beyond the data's returns (0 to 10), of which nothing is known: -8
+  warning: achieved returns hardly rise with the targets: rank correlation -1.00"""
+
+
+@pytest.mark.parametrize(
+    ("size", "shown"), [(1e-6, "-0.000001234"), (1.0, "-1.234"), (1e7, "-12,344,000")]
+)
+def test_a_table_fits_the_width_and_shows_four_digits(size, shown):
+    name = "a name that is much longer than the others, which are short"
+    actors = [
+        actor(name, -2.5 * size, [-1.2344 * size, 0.0]),
+        actor(RANDOM, None, [0, 0], [1000, 1000]),
+    ]
+    text = describe_evaluation(report_of(actors, data=[-3 * size, size], longest=1000))
+    header, first, *_ = text.splitlines()[1:]
+    assert first.startswith("  a name that i")
+    assert shown in first
+    assert len(header) == 88

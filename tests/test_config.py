@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The defaults are locked and documented; what is wrong with a config is one line."""
+
+import json
+import re
+
+import pytest
+from ml_collections import ConfigDict
+
+from dt_jax import config as config_file
+from dt_jax.config import (
+    RENAMED,
+    check,
+    default_config,
+    documented_keys,
+    flatten,
+    naming_keys,
+    saved_config,
+    unknown,
+)
+
+
+def test_a_key_that_does_not_exist_cannot_be_set():
+    config = default_config()
+    with pytest.raises(AttributeError, match='Did you mean "max_steps"'):
+        config.train.max_step = 40
+    unlocked = ConfigDict(config.to_dict())
+    unlocked.train.max_step = 40
+    with pytest.raises(ValueError, match=r"^config: train.max_step: no such key; did "):
+        check(unlocked, "config")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "told"),
+    [
+        ("batch_size", 1.5, "config: train.batch_size=1.5: expected one like 64"),
+        ("init_from", None, "config: train.init_from=None: expected one like ''"),
+    ],
+)
+def test_a_value_of_another_kind_is_refused(key, value, told):
+    config = ConfigDict(default_config().to_dict(), type_safe=False)
+    config.train[key] = value
+    with pytest.raises(ValueError, match=f"^{re.escape(told)}$"):
+        check(config, "config")
+
+
+def test_a_whole_number_may_stand_for_a_float_and_any_for_none():
+    config = ConfigDict(default_config().to_dict(), type_safe=False)
+    config.optimizer.learning_rate, config.model.n_inner = 1, 7
+    check(config, "config")
+    check(default_config(), "config")
+
+
+@pytest.mark.parametrize(
+    ("key", "told"),
+    [
+        ("max_ep_len", "did you mean data.max_ep_len or model.max_ep_len?"),
+        ("train.warmup_ratio", "did you mean optimizer.warmup_ratio?"),
+        ("data.context_lenght", "did you mean data.context_length?"),
+        ("optimizer.lr", "did you mean optimizer.learning_rate?"),
+        ("zzz", "no such key; dt_jax/config.py has them all"),
+    ],
+)
+def test_the_nearest_right_key_is_named(key, told):
+    assert unknown(key).endswith(told)
+
+
+def test_every_key_has_its_default_and_most_have_a_comment():
+    documented = {key.name: key for key in documented_keys()}
+    defaults = default_config().to_dict()
+    assert documented.keys() == flatten(defaults).keys() | (defaults.keys() - {"seed"})
+    for name, default in flatten(defaults).items():
+        assert documented[name].default == default
+    assert documented["train.save_steps"].comment == (
+        "Updates between two checkpoints, and how many of these are kept."
+    )
+    assert documented["model"].comment.startswith("HF's DecisionTransformerConfig")
+
+
+def test_a_run_of_version_0_1_is_read_by_the_new_names(tmp_path):
+    old = default_config().to_dict()
+    old["hosts"] = old.pop("distributed") | {"heartbeat_seconds": 7}
+    old["eval"]["beside"] = ["ppo.zip"]
+    old["eval"]["reference_returns"] = [0.0, 2.5]
+    del old["eval"]["baselines"], old["eval"]["score_range"]
+    (tmp_path / "config.json").write_text(json.dumps(old))
+    config = saved_config(tmp_path)
+    check(config, "config")
+    assert config.distributed.heartbeat_seconds == 7
+    assert config.eval.baselines == ("ppo.zip",)
+    assert config.eval.score_range == (0.0, 2.5)
+    assert set(RENAMED.values()) <= flatten(config.to_dict()).keys()
+
+
+@pytest.mark.parametrize("text", ["[]", "{", '{"train": {"bath_size": 3}}'])
+def test_a_config_that_is_none_names_its_file(tmp_path, text):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(ValueError, match=f"^{tmp_path}/config.json: "):
+        saved_config(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("message", "named"),
+    [
+        ("batch_size=0: expected", "train.batch_size=0: expected"),
+        ("path=x: discount=2: no", "data.path=x: data.discount=2: no"),
+        ("train.batch_size=0: expected", "train.batch_size=0: expected"),
+        ("add --config.model.n_layer=2", "add --config.model.n_layer=2"),
+        ("a/path=3 and other=4", "a/path=3 and other=4"),
+    ],
+)
+def test_errors_name_the_key_of_an_argument(message, named):
+    for kind in (ValueError, FileNotFoundError):
+        with pytest.raises(kind) as caught, naming_keys():
+            raise kind(message)
+        assert str(caught.value) == named
+    assert config_file.get_config().to_dict() == default_config().to_dict()

@@ -1,0 +1,269 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Both placements give the devices the batches of the sampler, and never hang."""
+
+import itertools
+import threading
+from contextlib import closing
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from dt_jax.data.segments import Batch, SegmentSampler, normalize
+from dt_jax.data.trajectories import Trajectories
+from dt_jax.model.decision_transformer import Prediction
+from dt_jax.training.feed import (
+    CALLS_AHEAD,
+    STORE_DTYPES,
+    Feed,
+    Segments,
+    choose_placement,
+    memory_plan,
+)
+from dt_jax.training.train_step import init_state, make_train_call, replicate
+
+LENGTHS = np.array([1, 7, 2, 5, 3, 9, 4, 1])
+U, G = 3, 4
+
+
+def make_sampler(batch_size=8, context_length=4):
+    """Ragged trajectories of float64, in three pieces."""
+    generator = np.random.default_rng(0)
+    pieces = np.split(LENGTHS, [2, 5])
+    sizes = [piece.sum() for piece in pieces]
+    trajectories = Trajectories.from_arrays(
+        [generator.normal(size=(size, 3)) for size in sizes],
+        [generator.uniform(-1, 1, size=(size, 2)) for size in sizes],
+        generator.normal(size=LENGTHS.sum()),
+        starts=np.cumsum(LENGTHS) - LENGTHS,
+        lengths=LENGTHS,
+    )
+    return SegmentSampler(
+        trajectories,
+        batch_size=batch_size,
+        context_length=context_length,
+        max_ep_len=6,
+        return_scale=7.0,
+        weighting="length",
+        seed=5,
+    )
+
+
+def feed_threads():
+    return [thread for thread in threading.enumerate() if thread.name == "feed"]
+
+
+@pytest.fixture(autouse=True)
+def _no_thread_is_left():
+    yield
+    assert feed_threads() == []
+
+
+@pytest.fixture(scope="module", params=["host", "device"])
+def feed(request):
+    return Feed(make_sampler(), request.param, "float32")
+
+
+def test_a_call_gets_the_batches_of_the_sampler(feed):
+    fetch = jax.jit(feed.fetch)
+    calls = [(0, U), (U, U), (2 * U, 1)]
+    with closing(feed.items(calls)) as items:
+        for (step, num_updates), item in zip(calls, items, strict=True):
+            found = fetch(feed.store, item)
+            batches = [make_sampler().batch(step + u) for u in range(num_updates)]
+            for field, x in found._asdict().items():
+                # [U, B] -> [G, U, B/G]: the first rows of a batch go to device 0.
+                whole = np.stack([getattr(batch, field) for batch in batches])
+                expected = np.stack(np.split(whole, G, axis=1))
+                np.testing.assert_array_equal(x, expected, field)
+                assert x.dtype == expected.dtype
+    masks = Batch(*found).attention_mask
+    assert (masks[..., 0] == 0).any()
+    assert (masks[..., -1] == 1).all()
+
+
+def test_each_device_holds_its_own_share(feed):
+    with closing(feed.items([(0, U)])) as items:
+        item = next(items)
+    for leaf in jax.tree.leaves(item):
+        shards = [(s.device, s.index[0].start) for s in leaf.addressable_shards]
+        assert shards == list(zip(jax.local_devices(), range(G), strict=True))
+
+
+def linear_model(variables, states, actions, returns_to_go, timesteps, **_):
+    """In the place of a model, quick to compile: linear in all that is fed."""
+    times = timesteps[..., None].astype(states.dtype)
+    inputs = jnp.concatenate((states, actions, returns_to_go, times), axis=-1)
+    return Prediction(inputs @ variables["params"], None, None)
+
+
+def test_losses_do_not_depend_on_the_placement():
+    losses = {}
+    for placement in ("host", "device"):
+        feed, optimizer = Feed(make_sampler(), placement, "float32"), optax.sgd(0.001)
+        call = make_train_call(
+            SimpleNamespace(apply=linear_model),
+            optimizer,
+            state_mean=np.ones(3, np.float32),
+            state_std=np.ones(3, np.float32),
+            seed=0,
+            fetch=feed.fetch,
+        )
+        state = replicate(init_state(jnp.zeros((7, 2)), optimizer))
+        losses[placement] = []
+        with closing(feed.items([(0, U), (U, U)])) as items:
+            for item in items:
+                state, metrics = call(state, feed.store, item)
+                losses[placement].extend(np.asarray(metrics.loss))
+    # The same arithmetic on the same bits; only XLA's order of sums is free.
+    np.testing.assert_allclose(losses["device"], losses["host"], rtol=1e-6)
+    assert len(set(losses["host"])) == 2 * U
+
+
+def test_a_fault_of_the_thread_is_raised_where_the_items_are_read(monkeypatch):
+    sampler = make_sampler()
+
+    def draw(step, whole=sampler.draw):
+        if step == 2:
+            raise OSError("the disk is gone")
+        return whole(step)
+
+    monkeypatch.setattr(sampler, "draw", draw)
+    items = Feed(sampler, "host", "float32").items((step, 1) for step in range(4))
+    next(items), next(items)
+    with pytest.raises(OSError, match="the disk is gone"):
+        next(items)
+    assert feed_threads() == []
+
+
+@pytest.mark.parametrize("read", [1, 5])
+def test_closing_ends_the_thread(feed, read):
+    items = feed.items((step, 1) for step in itertools.count())
+    for _ in range(read):
+        next(items)
+    assert len(feed_threads()) == 1
+    items.close()
+    assert feed_threads() == []
+
+
+@pytest.mark.parametrize(("batch_size", "nearest"), [(3, "4"), (6, "4 and 8")])
+def test_a_batch_that_does_not_divide_names_the_nearest_that_do(batch_size, nearest):
+    with pytest.raises(ValueError) as caught:  # noqa: PT011 (compared as a whole below)
+        Feed(make_sampler(batch_size), "host", "float32")
+    assert str(caught.value) == (
+        f"batch_size={batch_size} does not divide by the 4 devices; the nearest "
+        f"that do are {nearest}"
+    )
+
+
+def test_memory_plan_on_paper():
+    sampler = make_sampler(batch_size=8, context_length=5)
+    plan = memory_plan(
+        sampler, updates_per_call=6, state_bytes=1000, store_dtype="float32"
+    )
+    steps = 4 * 6 * 5 * (8 // 4)  # calls ahead, U, K, B/G
+    row = 4 * (3 + 2 + 1 + 1)  # state, action, reward and return-to-go in float32
+    on_host, on_device = steps * (row + 4 + 4), steps * (4 + 4 + 4)
+    assert plan == {
+        "host": {"host_bytes": 4 * on_host, "device_bytes": 1000 + on_host},
+        "device": {
+            "host_bytes": 4 * on_device,
+            # The mean and the std of the 3 features lie there too.
+            "device_bytes": 1000 + on_device + 32 * row + 2 * 4 * 3,
+        },
+    }
+    halved = memory_plan(
+        sampler, updates_per_call=6, state_bytes=1000, store_dtype="bfloat16"
+    )
+    difference = plan["device"]["device_bytes"] - halved["device"]["device_bytes"]
+    assert difference == 32 * 3 * 2
+
+
+@pytest.mark.parametrize("store_dtype", STORE_DTYPES)
+def test_memory_plan_counts_the_bytes_of_items_and_store(store_dtype):
+    sampler = make_sampler()
+    plan = memory_plan(sampler, U, state_bytes=0, store_dtype=store_dtype)
+    for placement, planned in plan.items():
+        feed = Feed(sampler, placement, store_dtype)
+        with closing(feed.items([(0, U)])) as items:
+            trees = {"item": next(items), "store": feed.store}
+        found = {
+            name: sum(
+                x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(tree)
+            )
+            for name, tree in trees.items()
+        }
+        sent = CALLS_AHEAD * found["item"] + found["store"]
+        assert planned["device_bytes"] == sent
+
+
+def test_a_store_in_bfloat16_keeps_the_digits_of_normalised_states():
+    generator = np.random.default_rng(1)
+    states_NxS = 1e6 + generator.normal(size=(40, 3)) * [1.0, 10.0, 0.0]
+    trajectories = Trajectories.from_episodes(
+        [
+            {
+                "states": states_NxS,
+                "actions": states_NxS[:, :2] / 2e6,
+                "rewards": [0] * 40,
+            }
+        ]
+    )
+    sampler = make_sampler()
+    sampler.trajectories = trajectories
+    sampler.returns_to_go = np.zeros(40, np.float32)
+    feed = Feed(sampler, "device", "bfloat16")
+    rows_BxK = np.arange(40, dtype=np.int32).reshape(8, 5)
+    ones_BxK = np.ones((8, 5), np.float32)
+    batch = feed.fetch(feed.store, Segments(rows_BxK, rows_BxK, ones_BxK))
+    mean_S, std_S = trajectories.state_mean, trajectories.state_std
+    z_BxKxS = normalize(batch.states, mean_S, std_S)
+    expected_BxKxS = normalize(states_NxS.astype("f4").reshape(8, 5, 3), mean_S, std_S)
+    # bfloat16 has 8 bits, and float32 an ulp of 1/16 at a million.
+    np.testing.assert_allclose(z_BxKxS, expected_BxKxS, rtol=2**-8, atol=0.07)
+
+
+def test_an_unknown_store_dtype_is_named():
+    with pytest.raises(ValueError, match=r"^store_dtype='int8': expected float32"):
+        memory_plan(make_sampler(), 1, 0, "int8")
+
+
+def fake_device(monkeypatch, platform, stats):
+    device = SimpleNamespace(platform=platform, memory_stats=lambda: stats)
+    monkeypatch.setattr(jax, "local_devices", lambda: [device])
+
+
+@pytest.mark.parametrize(
+    ("platform", "stats", "expected"),
+    [
+        ("gpu", {"bytes_limit": 1000}, "device"),  # 800 are 80 % of it
+        ("gpu", {"bytes_limit": 999}, "host"),
+        ("tpu", {"bytes_limit": 10**9}, "device"),
+        ("cpu", {"bytes_limit": 10**9}, "host"),
+        ("gpu", None, "host"),
+    ],
+)
+def test_auto_takes_the_device_where_the_store_fits(
+    monkeypatch, platform, stats, expected
+):
+    fake_device(monkeypatch, platform, stats)
+    plan = {"host": {"device_bytes": 10**12}, "device": {"device_bytes": 800}}
+    placement, reason = choose_placement("auto", plan)
+    assert placement == expected
+    if stats and platform != "cpu":
+        assert ("do not fit" in reason) == (expected == "host")
+
+
+@pytest.mark.parametrize("placement", ["host", "device"])
+def test_a_placement_asked_for_is_taken(placement):
+    plan = {"device": {"device_bytes": 10**15}}
+    expected = placement, f"placement={placement}"
+    assert choose_placement(placement, plan) == expected
+
+
+def test_an_unknown_placement_is_named():
+    with pytest.raises(ValueError, match=r"^placement='moon': expected one of "):
+        choose_placement("moon", {})
