@@ -47,7 +47,8 @@ def _run(argv) -> int:
     mode_flag = flags.DEFINE_enum("mode", "train", MODES, "")
     workdir_flag = flags.DEFINE_string("workdir", None, "")
     try:
-        file, argv = _take_config(flags.FLAGS(argv, known_only=True))
+        flags.FLAGS(argv, known_only=True)
+        file, argv = _take_config(argv)
         mode, name = mode_flag.value, Path(file or "base").stem
         workdir = Path(workdir_flag.value or Path("runs", name))
         if not file and mode in OF_A_RUN:

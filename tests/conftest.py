@@ -16,6 +16,7 @@ import jax
 import pytest
 from absl import flags
 
+import dt_jax.__main__
 from dt_jax.commands import setup
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -44,6 +45,7 @@ def prompt(monkeypatch, capsys):
     """Runs main.py with these arguments, in this process; its status and output."""
     monkeypatch.chdir(Path(__file__).parent.parent)
     monkeypatch.setattr(setup, "join", lambda config: None)  # JAX has started long ago
+    monkeypatch.setattr(dt_jax.__main__, "watch", lambda: None)  # pytest is not ours
     known = set(flags.FLAGS)
 
     def run(*args):

@@ -152,6 +152,7 @@ def test_training_starts_from_given_weights(workdir, dataset, tmp_path, source):
     assert read_metrics(tmp_path / "second" / "metrics.jsonl")[0]["step"] == 1
 
 
+@pytest.mark.slow
 def test_settings_that_only_hf_has_are_taken_over(dataset, tmp_path):
     """A folder that scales attention otherwise is trained, and stays, as it is."""
     model = DecisionTransformer(

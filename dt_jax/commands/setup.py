@@ -67,6 +67,11 @@ def join(config: ConfigDict) -> None:
     )
 
 
+def is_free(key: str) -> bool:
+    """Whether a run may go on with another value of this config key."""
+    return key in FREE_KEYS or key.partition(".")[0] in FREE_SECTIONS
+
+
 class Setup:
     """What the config says, built and checked: everything but state.
 
@@ -245,10 +250,8 @@ def check_same_run(setup: Setup, record: dict) -> None:
     workdir, path = setup.workdir, setup.config.data.path
     before = flatten(current_names(record["config"]))
     now = flatten(setup.config.to_dict())
-    for key in sorted((before.keys() | now) - FREE_KEYS):
-        if key.partition(".")[0] in FREE_SECTIONS:
-            continue
-        if before.get(key) != now.get(key):
+    for key in sorted(before.keys() | now):
+        if not is_free(key) and before.get(key) != now.get(key):
             raise ValueError(
                 f"{workdir} holds a run with {key}={before.get(key)}, but now "
                 f"{key}={now.get(key)}; choose another --workdir for a new run"

@@ -12,6 +12,7 @@ from benchmarks.kills import (
 )
 
 
+@pytest.mark.slow
 def test_a_killed_run_ends_like_one_left_alone(tmp_path, monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", "")
     monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")

@@ -124,15 +124,18 @@ def test_the_card_of_an_exported_model_has_the_figures(workdir):
         ({"targets": (1.0, "much")}, "eval.targets: found 'much', expected finite"),
         ({"targets": (float("nan"),)}, "eval.targets: found nan, expected finite"),
         (
-            {"reference_returns": (1.0,)},
+            {"score_range": (1.0,)},
             r"eval.score_range=\(1.0,\): expected two",
         ),
         ({"episodes": 0}, "eval.episodes=0: expected at least 1"),
-        ({"environment": "Pendulum-v1"}, "eval.environment has observations .* 61"),
+        (
+            {"environment": "Pendulum-v1"},
+            "eval.environment=Pendulum-v1: observations .* 61",
+        ),
         ({"environment": "NoSuch-v0"}, "eval.environment='NoSuch-v0'"),
         ({"environment_kwargs": "{oops"}, "eval.environment_kwargs='{oops': .* JSON"),
         ({"environment_kwargs": "[1]"}, "expected a JSON object"),
-        ({"beside": ("nowhere",)}, "actor 'nowhere': no such folder"),
+        ({"baselines": ("nowhere",)}, "actor 'nowhere': no such folder"),
     ],
 )
 def test_what_cannot_be_evaluated_is_refused_before_training(

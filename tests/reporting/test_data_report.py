@@ -4,14 +4,12 @@
 import json
 from dataclasses import replace
 
-import matplotlib.image
 import numpy as np
 import pytest
 
 from dt_jax.data.segments import SegmentSampler
 from dt_jax.data.trajectories import Trajectories
 from dt_jax.reporting.data_report import data_report, describe_data
-from dt_jax.reporting.plots import draw_held_out, draw_loss
 from dt_jax.training.feed import memory_plan
 
 WARNINGS = {
@@ -210,42 +208,3 @@ def test_the_text_fits_a_screen_and_the_dict_json(make):
     assert text.startswith(f"Data: {report['trajectories']} trajectories")
     assert all(warning in text for warning in report["warnings"])
     assert len(report["warnings"]) in (0, len(WARNINGS))
-
-
-def test_the_picture_shows_the_loss(tmp_path):
-    def blue(loss):
-        records = [
-            {"step": step, "loss": loss(step), "learning_rate": 1e-4 - 1e-8 * step}
-            for step in range(0, 1000, 10)
-        ]
-        draw_loss(tmp_path / "loss.png", records)
-        pixels_HxWx3 = matplotlib.image.imread(tmp_path / "loss.png")[..., :3]
-        line = np.array([31, 119, 180]) / 255  # tab:blue
-        return (np.abs(pixels_HxWx3 - line[None, None]) < 0.05).all(axis=-1)
-
-    falling, rising = blue(lambda step: 0.99**step), blue(lambda step: 1.01**step)
-    assert falling.shape == (540, 960)
-    # Below the legend: on a logarithmic axis straight lines from side to side.
-    for line, direction in ((falling, 1), (rising, -1)):
-        rows, columns = np.nonzero(line[100:])
-        assert len(set(columns)) > 600
-        assert direction * np.corrcoef(rows, columns)[0, 1] > 0.999
-
-
-def test_the_picture_shows_the_held_out_error_beside_the_references(tmp_path):
-    def count(color, mse):
-        edges = zip(range(5), range(1, 6), strict=True)
-        bins = [{"from": a, "to": b, "steps": 9, "mse": mse} for a, b in edges]
-        references = {"mean_action": 0.5, "previous_action": 0.01}
-        errors = {"mse": mse, "bins": bins, "references": references}
-        draw_held_out(tmp_path / "held_out.png", errors)
-        pixels_HxWx3 = matplotlib.image.imread(tmp_path / "held_out.png")[..., :3]
-        line = np.array(color) / 255
-        rows = np.nonzero((np.abs(pixels_HxWx3 - line[None, None]) < 0.05).all(-1))[0]
-        return np.median(rows[rows > 60])  # below the legend
-
-    blue, gray, orange = (31, 119, 180), (127, 127, 127), (255, 127, 14)
-    heights = [count(color, 0.07) for color in (gray, blue, orange)]
-    assert heights == sorted(heights)
-    assert heights[0] + 100 < heights[1] < heights[2] - 100  # 0.07 is half-way in logs
-    assert abs(count(blue, 0.5) - count(gray, 0.5)) < 3

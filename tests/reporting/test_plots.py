@@ -7,7 +7,13 @@ import pytest
 from test_evaluation_tables import summary_of
 
 from dt_jax.reporting.evaluation_tables import RANDOM, ActorResult, evaluation_report
-from dt_jax.reporting.plots import draw_accounts, draw_drawdown, draw_targets
+from dt_jax.reporting.plots import (
+    draw_accounts,
+    draw_drawdown,
+    draw_held_out,
+    draw_loss,
+    draw_targets,
+)
 from dt_jax.trading.backtest import Curves
 
 BLUE, VIOLET, ORANGE = (0, 114, 178), (68, 1, 84), (213, 94, 0)
@@ -101,3 +107,42 @@ def test_accounts_rise_and_fall(tmp_path, players):
 def test_drawdown_goes_down_from_zero(tmp_path, players):
     draw_drawdown(tmp_path / "drawdown.png", *players)
     check(tmp_path / "drawdown.png", {GREY: True, ORANGE: True})
+
+
+def test_the_picture_shows_the_loss(tmp_path):
+    def blue(loss):
+        records = [
+            {"step": step, "loss": loss(step), "learning_rate": 1e-4 - 1e-8 * step}
+            for step in range(0, 1000, 10)
+        ]
+        draw_loss(tmp_path / "loss.png", records)
+        pixels_HxWx3 = matplotlib.image.imread(tmp_path / "loss.png")[..., :3]
+        line = np.array([31, 119, 180]) / 255  # tab:blue
+        return (np.abs(pixels_HxWx3 - line[None, None]) < 0.05).all(axis=-1)
+
+    falling, rising = blue(lambda step: 0.99**step), blue(lambda step: 1.01**step)
+    assert falling.shape == (540, 960)
+    # Below the legend: on a logarithmic axis straight lines from side to side.
+    for line, direction in ((falling, 1), (rising, -1)):
+        rows, columns = np.nonzero(line[100:])
+        assert len(set(columns)) > 600
+        assert direction * np.corrcoef(rows, columns)[0, 1] > 0.999
+
+
+def test_the_picture_shows_the_held_out_error_beside_the_references(tmp_path):
+    def count(color, mse):
+        edges = zip(range(5), range(1, 6), strict=True)
+        bins = [{"from": a, "to": b, "steps": 9, "mse": mse} for a, b in edges]
+        references = {"mean_action": 0.5, "previous_action": 0.01}
+        errors = {"mse": mse, "bins": bins, "references": references}
+        draw_held_out(tmp_path / "held_out.png", errors)
+        pixels_HxWx3 = matplotlib.image.imread(tmp_path / "held_out.png")[..., :3]
+        line = np.array(color) / 255
+        rows = np.nonzero((np.abs(pixels_HxWx3 - line[None, None]) < 0.05).all(-1))[0]
+        return np.median(rows[rows > 60])  # below the legend
+
+    blue, gray, orange = (31, 119, 180), (127, 127, 127), (255, 127, 14)
+    heights = [count(color, 0.07) for color in (gray, blue, orange)]
+    assert heights == sorted(heights)
+    assert heights[0] + 100 < heights[1] < heights[2] - 100  # 0.07 is half-way in logs
+    assert abs(count(blue, 0.5) - count(gray, 0.5)) < 3

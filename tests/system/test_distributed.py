@@ -147,6 +147,7 @@ def runs(environment, dataset, tmp_path_factory):
     return {s: Run(environment, dataset, folder("run"), *s) for s in shapes}
 
 
+@pytest.mark.slow
 def test_any_number_of_devices_and_processes_train_alike(runs):
     alone = runs[1, 1].losses
     assert len(alone) == UPDATES
@@ -155,6 +156,7 @@ def test_any_number_of_devices_and_processes_train_alike(runs):
     assert runs[1, 8].losses != alone  # else eight devices were one
 
 
+@pytest.mark.slow
 def test_all_consume_the_same_batches_and_each_process_its_own_rows(runs, dataset):
     sampler = SegmentSampler(
         load_trajectories(dataset),
@@ -176,6 +178,7 @@ def test_all_consume_the_same_batches_and_each_process_its_own_rows(runs, datase
             np.testing.assert_array_equal(found_Ux2xB, expected_Ux2xB[..., mine])
 
 
+@pytest.mark.slow
 def test_stopped_and_killed_in_any_process_a_run_ends_like_one_that_was_not(
     environment, dataset, runs, tmp_path
 ):

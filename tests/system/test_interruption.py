@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from dt_jax.system import interruption
 from dt_jax.system.interruption import GRACE, NUMBERS, PATIENCE, postponed
 
 ROOT = Path(__file__).parents[2]
@@ -108,6 +109,7 @@ with scratch(Path(sys.argv[1])):
 
 POSTPONED = f"""{HEADER}
 interruption.GRACE = float(sys.argv[1])
+interruption.watch()
 with interruption.postponed() as caught:
     send(signal.SIGINT)
     print(caught, flush=True)
@@ -132,7 +134,9 @@ def test_postponed_it_comes_after_the_block_or_in_time(grace, then, out):
     assert seconds < 10
 
 
-def test_without_a_signal_all_is_as_before():
+def test_without_a_signal_all_is_as_before(monkeypatch):
+    monkeypatch.setattr(interruption, "_watched", True)
+
     def now():
         handlers = [signal.getsignal(number) for number in NUMBERS]
         return handlers, threading.active_count(), len(os.listdir("/proc/self/fd"))
@@ -146,6 +150,36 @@ def test_without_a_signal_all_is_as_before():
     while now() != before and time.monotonic() < wait_until:
         time.sleep(0.01)  # the thread closes its end of the pipe
     assert now() == before
+
+
+def test_elsewhere_the_first_interrupt_is_noted_and_the_second_raises():
+    def work(second):
+        with postponed() as caught:
+            assert signal.getsignal(signal.SIGTERM) is before[1]
+            os.kill(os.getpid(), signal.SIGINT)
+            reached.append(list(caught))
+            if second:
+                os.kill(os.getpid(), signal.SIGINT)
+            reached.append("the end")
+
+    reached, before = [], [signal.getsignal(number) for number in NUMBERS[::-1]]
+    for second in (False, True):
+        with pytest.raises(KeyboardInterrupt):
+            work(second)
+        assert signal.getsignal(signal.SIGINT) is before[0]
+    assert reached == [[signal.SIGINT], "the end", [signal.SIGINT]]
+
+
+def test_a_thread_may_train_too():
+    def work():
+        with postponed() as caught:
+            found.append(caught)
+
+    found = []
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert found == [[]]
 
 
 def test_a_forked_worker_that_is_terminated_does_not_end_its_parent():
@@ -172,7 +206,12 @@ print(os.waitstatus_to_exitcode(status))
         (signal.SIGTERM, "pyarrow", "", set()),
         # While it reads the first rows of the market.
         (signal.SIGINT, "dt_jax.data.readers", "_stream", set()),
-        (signal.SIGTERM, "dt_jax.evaluate", "roll_out", {"report", "summary.json"}),
+        (
+            signal.SIGTERM,
+            "dt_jax.commands.evaluate",
+            "roll_out",
+            {"report", "summary.json"},
+        ),
     ],
 )
 def test_wherever_the_command_is_interrupted_it_ends_in_peace(
