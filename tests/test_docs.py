@@ -150,7 +150,7 @@ def test_the_checks_can_fail(tmp_path):
         "--config.section.key=value --mode=inspect --config.data.path."
     ) == ["--config.eval.beside", "--config.train", "--mode=trian"]
     assert wrong_keys(
-        "`data.paths` `data.path` `train.steps=3` `model.safetensors` `train.py` `eval.*`"
+        "`data.paths` `data.path` `train.steps=3` `train.py` `eval.*`"
     ) == ["data.paths", "train.steps"]
     assert python_faults("```python\nx = 1\n```\n\n```python\nx = = 1\n```\n") == [
         "invalid syntax: x = = 1"

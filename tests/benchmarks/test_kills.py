@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A run killed in each of its phases ends, byte for byte, like one left alone."""
 
+import pytest
+
 from benchmarks.kills import (
     CHANGES,
     Kill,

@@ -167,3 +167,38 @@ def test_a_run_of_version_0_1_acts_and_goes_on(dataset, tmp_path):
     losses = old.metrics["loss"].tolist()
     assert losses[:12] == Run(OLD).metrics["loss"].tolist()
     assert len(losses) == ended.summary["global_step"] == 14
+
+
+@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
+def test_at_the_prompt_a_run_knows_its_own_config(run, prompt):
+    where = f"--workdir={run.workdir}"
+    status, _, told = prompt("--mode=evaluate", where)
+    # The base recipe would act in the simulated market.
+    assert (status, told) == (
+        2,
+        "error: eval.environment is empty; expected a Gymnasium id or "
+        "'module:callable'\n",
+    )
+    status, _, told = prompt(
+        "--mode=evaluate", where, "--config.eval.environment=No-v0"
+    )
+    assert status == 2
+    assert told.startswith("error: eval.environment='No-v0': ")
+    page = run.workdir / "report" / "index.html"
+    page.unlink()
+    status, told, _ = prompt("--mode=report", where)
+    assert (status, told) == (0, f"{page}  all of it on one page\n")
+    assert "12" in page.read_text()
+
+
+@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
+def test_a_page_needs_a_run(prompt, tmp_path):
+    status, _, told = prompt("--mode=report", f"--workdir={tmp_path}")
+    assert status == 2
+    assert told.startswith(f"error: {tmp_path}/config.json: no such file")
+    config = default_config().to_json_best_effort()
+    (tmp_path / "config.json").write_text(config)
+    status, _, told = prompt("--mode=report", f"--workdir={tmp_path}")
+    assert status == 2
+    assert told.startswith(f"error: {tmp_path}/metrics.jsonl: no records yet; ")
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]

@@ -378,3 +378,22 @@ def test_discount_must_lie_between_0_and_1(discount):
 def test_split_on_dones_needs_dones():
     with pytest.raises(ValueError, match=r"split_on_dones=True needs .* 'dones'"):
         from_rewards([[1.0]], split_on_dones=True)
+
+
+def test_a_trajectory_is_read_like_an_item_of_a_list():
+    episodes = make_episodes([3, 1, 2])
+    store = Trajectories.from_episodes(episodes)
+    assert len(store) == 3
+    assert repr(store) == (
+        "Trajectories(3 trajectories, 6 steps, state_dim 3, act_dim 2)"
+    )
+    for found, episode in zip(store, episodes, strict=True):
+        assert found.keys() == episode.keys()
+        for name, values in episode.items():
+            np.testing.assert_array_equal(found[name], values)
+    np.testing.assert_array_equal(store[-1]["rewards"], episodes[2]["rewards"])
+    again = Trajectories.from_episodes(store)
+    assert again.fingerprint() == store.fingerprint()
+    for index in (3, -4):
+        with pytest.raises(IndexError, match=f"^trajectory {index} of 3$"):
+            store[index]
