@@ -11,6 +11,15 @@ from pathlib import Path
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["GLIBC_TUNABLES"] = ""  # set, so that main.py does not start pytest again
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"
+# What one test, or the process it starts, has compiled no other need compile.
+os.environ["JAX_COMPILATION_CACHE_DIR"] = str(
+    Path(__file__).parents[1]
+    / ".pytest_cache"
+    / "compiled"
+    / os.environ.get("PYTEST_XDIST_WORKER", "alone")
+)
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
+os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
 import jax
 import pytest
@@ -19,9 +28,22 @@ from absl import flags
 import dt_jax.__main__
 from dt_jax.commands import setup
 
+ROOT = Path(__file__).parents[1]
+
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # With more devices than cores, collectives dispatched one upon another deadlock.
 jax.config.update("jax_cpu_enable_async_dispatch", False)
+
+
+@pytest.fixture(scope="module")
+def compile_fast():
+    """XLA takes half the time, here and in the processes that the tests start."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_CPU_ENABLE_ASYNC_DISPATCH", "0")
+        patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+        jax.config.update("jax_disable_most_optimizations", True)
+        yield
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture
@@ -43,7 +65,7 @@ def limit_files():
 @pytest.fixture
 def prompt(monkeypatch, capsys):
     """Runs main.py with these arguments, in this process; its status and output."""
-    monkeypatch.chdir(Path(__file__).parent.parent)
+    monkeypatch.chdir(ROOT)
     monkeypatch.setattr(setup, "join", lambda config: None)  # JAX has started long ago
     monkeypatch.setattr(dt_jax.__main__, "watch", lambda: None)  # pytest is not ours
     known = set(flags.FLAGS)

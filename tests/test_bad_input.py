@@ -10,7 +10,6 @@ from pathlib import Path
 
 import datasets
 import gymnasium
-import jax
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
@@ -59,10 +58,9 @@ def write(path, dataset):
 
 
 @pytest.fixture(scope="module")
-def template(tmp_path_factory):
+def template(tmp_path_factory, compile_fast):
     """data/, a dataset, and run/, a finished run on it with its export in hf/."""
     datasets.disable_progress_bars()
-    jax.config.update("jax_disable_most_optimizations", True)
     at = tmp_path_factory.mktemp("template")
     write(at / "data", Dataset.from_dict(make_columns()))
     config = default_config()
@@ -70,7 +68,6 @@ def template(tmp_path_factory):
     train(config, at / "run")
     export(config, at / "run")
     yield at
-    jax.config.update("jax_disable_most_optimizations", False)
     datasets.enable_progress_bars()
 
 

@@ -3,7 +3,6 @@
 
 import json
 
-import jax
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
@@ -17,16 +16,11 @@ from dt_jax.config import default_config
 from dt_jax.data.readers import save_trajectories
 
 BASE = "--config=configs/base.py"
-pytestmark = pytest.mark.filterwarnings(  # of ml_collections' own
-    "ignore:the load_module:DeprecationWarning"
-)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _compile_fast():
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = [
+    pytest.mark.usefixtures("compile_fast"),
+    # Of ml_collections' own.
+    pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning"),
+]
 
 
 @pytest.fixture(scope="module")

@@ -2,19 +2,22 @@
 """From a workdir to its report, and what is refused before any training."""
 
 import json
+import shutil
 
-import jax
 import numpy as np
 import pytest
 
+import dt_jax
 from dt_jax.acting.policy import Policy
 from dt_jax.commands.collect import collect
 from dt_jax.commands.evaluate import evaluate
 from dt_jax.commands.export import export
+from dt_jax.commands.run import Run
 from dt_jax.commands.train import train
 from dt_jax.config import default_config
 from dt_jax.data.readers import load_trajectories
 
+pytestmark = pytest.mark.usefixtures("compile_fast")
 FILES = {
     "accounts.png",
     "drawdown.png",
@@ -23,13 +26,6 @@ FILES = {
     "loss.png",
     "targets.png",
 }
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _compile_fast():
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def make_config():
@@ -158,3 +154,21 @@ def test_a_folder_that_is_no_run_is_named(tmp_path):
         evaluate(config, tmp_path)
     with pytest.raises(ValueError, match="expected both"):
         collect(config, tmp_path)
+
+
+def test_in_python_what_is_given_counts_and_the_rest_is_of_the_run(workdir, tmp_path):
+    run = Run(shutil.copytree(workdir, tmp_path / "run"))
+    found = run.evaluate(
+        targets=[5, -1],
+        episodes=1,
+        environment_kwargs={"episode_length": 5},
+        score_range=[0, 1],
+    )
+    assert run.evaluation == json.loads(json.dumps(found))
+    assert [actor["target"] for actor in found["actors"]] == [-1.0, 5.0, None]
+    assert found["actors"][0]["lengths"] == [5]
+    assert found["reference"] == {"low": 0.0, "high": 1.0, "given": True}
+    # What was given counts once: the run itself is as before.
+    assert dt_jax.evaluate(run.workdir)["actors"][0]["lengths"] == [80, 80]
+    with pytest.raises(ValueError, match=r"^eval.environment='nowhere': "):
+        dt_jax.evaluate(run.workdir, environment="nowhere")

@@ -7,31 +7,24 @@ import shutil
 import signal
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
 import dt_jax
-from dt_jax.commands.run import Run, evaluate, train
+from dt_jax.commands.run import Run, train
 from dt_jax.config import default_config
 from dt_jax.training.metrics import MetricWriter
-from tests.commands.test_train import SMALL, make_dataset
+from tests.commands.test_train import SMALL, UPDATES, make_dataset
 
+pytestmark = pytest.mark.usefixtures("compile_fast")
 OLD = Path(__file__).parents[1] / "golden/run_0_1"  # made by version 0.1, see its name
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _compile_fast():
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def make_config(path, **changes):
     config = default_config()
     config.data.path = str(path)
-    config.update_from_flattened_dict(SMALL | {"train.max_steps": 12} | changes)
+    config.update_from_flattened_dict(SMALL | changes)
     return config
 
 
@@ -46,15 +39,15 @@ def run(dataset, tmp_path_factory):
 
 
 def test_a_run_shows_what_it_has_left(run):
-    assert run.summary["global_step"] == 12
-    assert run.metrics["step"].tolist() == list(range(1, 13))
+    assert run.summary["global_step"] == UPDATES
+    assert run.metrics["step"].tolist() == list(range(1, UPDATES + 1))
     assert run.metrics["loss"].iloc[-1] < run.metrics["loss"].iloc[0]
     assert run.evaluation == {}
-    assert run.config.train.max_steps == 12
+    assert run.config.train.max_steps == UPDATES
     again = Run.load(str(run.workdir))
     assert again.summary == run.summary
     assert repr(again) == (
-        f"Run({str(run.workdir)!r}): 12 updates, complete, loss "
+        f"Run({str(run.workdir)!r}): {UPDATES} updates, complete, loss "
         f"{run.metrics['loss'].iloc[-1]:.4g}"
     )
 
@@ -84,7 +77,7 @@ def test_the_same_call_again_changes_nothing(run, dataset, capsys):
     before = run.metrics
     config = make_config(dataset)
     assert train(config, run.workdir).metrics.equals(before)
-    assert "complete at update 12, nothing to do" in capsys.readouterr().out
+    assert f"complete at update {UPDATES}, nothing to do" in capsys.readouterr().out
     assert config.to_dict() == make_config(dataset).to_dict()
 
 
@@ -115,32 +108,11 @@ def test_the_stop_button_saves_and_the_same_call_goes_on(
         train(make_config(dataset), tmp_path)
     assert signal.getsignal(signal.SIGINT) is handler
     stopped = Run(tmp_path)
-    assert 3 <= len(stopped.metrics) < 12
+    assert 3 <= len(stopped.metrics) < UPDATES
     assert repr(stopped).split(", ")[1] == "not finished"
     monkeypatch.setattr(MetricWriter, "write", write)
     ended = train(make_config(dataset), tmp_path)
     assert ended.metrics["loss"].tolist() == run.metrics["loss"].tolist()
-
-
-def test_evaluation_takes_what_is_given_and_the_rest_from_the_run(tmp_path):
-    config = default_config()
-    config.model.update({"hidden_size": 8, "n_layer": 1})
-    config.train.update({"max_steps": 1, "updates_per_call": 1})
-    config.eval.update({"episodes": 1, "targets": (0.0,)})
-    ended = train(config, tmp_path)
-    assert ended.evaluation["episodes"] == 1
-    kwargs = {"episode_length": 5}
-    found = ended.evaluate(
-        targets=[5, -1], environment_kwargs=kwargs, score_range=[0, 1]
-    )
-    assert ended.evaluation == json.loads(json.dumps(found))
-    assert [actor["target"] for actor in found["actors"]] == [-1.0, 5.0, None]
-    assert found["actors"][0]["lengths"] == [5]
-    assert found["reference"] == {"low": 0.0, "high": 1.0, "given": True}
-    # What was given counts once: the run itself is as before.
-    assert evaluate(tmp_path)["actors"][0]["lengths"] == [80]
-    with pytest.raises(ValueError, match=r"^eval.environment='nowhere': "):
-        evaluate(tmp_path, environment="nowhere")
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path):
@@ -148,7 +120,8 @@ def test_a_folder_without_a_run_is_refused(tmp_path):
         Run.load(tmp_path)
 
 
-def test_a_run_of_version_0_1_acts_and_goes_on(dataset, tmp_path):
+@pytest.mark.parametrize("more", [12, pytest.param(14, marks=pytest.mark.slow)])
+def test_a_run_of_version_0_1_acts_and_goes_on(dataset, tmp_path, more):
     shutil.copytree(OLD, tmp_path / "run")
     old = Run(tmp_path / "run")
     assert old.config.distributed.heartbeat_seconds == 30
@@ -162,11 +135,11 @@ def test_a_run_of_version_0_1_acts_and_goes_on(dataset, tmp_path):
     expected = json.loads((OLD / "actions.json").read_text())
     # Another processor, and XLA without its optimisations, round differently.
     np.testing.assert_allclose(actions, expected, rtol=0, atol=1e-5)
-    changes = {"train.max_steps": 14, "train.save_total_limit": 1}
+    changes = {"train.max_steps": more, "train.save_total_limit": 1}
     ended = train(make_config(dataset, **changes), tmp_path / "run")
     losses = old.metrics["loss"].tolist()
     assert losses[:12] == Run(OLD).metrics["loss"].tolist()
-    assert len(losses) == ended.summary["global_step"] == 14
+    assert len(losses) == ended.summary["global_step"] == more
 
 
 @pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
@@ -188,7 +161,7 @@ def test_at_the_prompt_a_run_knows_its_own_config(run, prompt):
     page.unlink()
     status, told, _ = prompt("--mode=report", where)
     assert (status, told) == (0, f"{page}  all of it on one page\n")
-    assert "12" in page.read_text()
+    assert str(UPDATES) in page.read_text()
 
 
 @pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")

@@ -16,7 +16,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 
 from dt_jax.commands import train as command
 from dt_jax.commands.inspect import inspect
@@ -35,6 +34,7 @@ from dt_jax.training.train_step import DEVICES, init_state, train_step
 from dt_jax.training.validation import HeldOut
 
 ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.usefixtures("compile_fast")
 UPDATES = 36
 SMALL = {
     "data.context_length": 4,
@@ -46,9 +46,9 @@ SMALL = {
     "optimizer.learning_rate": 0.01,
     "train.batch_size": 8,
     "train.max_steps": UPDATES,
-    "train.updates_per_call": 4,
+    "train.updates_per_call": 6,
     "train.logging_steps": 1,
-    "train.save_steps": 6,  # not a multiple of updates_per_call
+    "train.save_steps": 6,
 }
 HELD_OUT = {
     "data.validation_fraction": 0.25,
@@ -79,27 +79,6 @@ FOLDER = "sys.argv[2].removeprefix('--workdir=') + '/checkpoints'"
 MAKE_READ_ONLY = f"os.chmod({FOLDER}, 0o500)"
 # Less than the parameters need: to who writes a checkpoint, a full disk.
 FILL_THE_DISK = "resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000))"
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _compile_once(tmp_path_factory):
-    """All processes of these tests share what any of them has compiled."""
-    settings = {
-        "jax_disable_most_optimizations": True,
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
-        "jax_persistent_cache_min_compile_time_secs": 0.0,
-        "jax_persistent_cache_min_entry_size_bytes": -1,
-    }
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("JAX_CPU_ENABLE_ASYNC_DISPATCH", "0")
-        for key, value in settings.items():
-            jax.config.update(key, value)
-            patch.setenv(key.upper(), str(value))
-        compilation_cache.reset_cache()
-        yield
-    jax.config.update("jax_disable_most_optimizations", False)
-    jax.config.update("jax_compilation_cache_dir", None)
-    compilation_cache.reset_cache()
 
 
 def make_dataset(path, seed, extreme=None, state_dim=3):
@@ -405,6 +384,7 @@ def test_a_run_killed_before_its_summary_gets_one(copy, dataset):
     assert json.loads((copy / "summary.json").read_text())["global_step"] == UPDATES
 
 
+@pytest.mark.slow
 def test_a_longer_run_ended_before_its_page_is_concluded(copy, dataset, monkeypatch):
     longer = make_config(dataset, **{"train.max_steps": UPDATES + 6})
 
@@ -476,6 +456,7 @@ def test_every_key_means_the_run_or_may_change():
     assert {key for key in flat(default_config()) if not is_free(key)} == means_the_run
 
 
+@pytest.mark.slow
 def test_logging_saving_placement_and_evaluation_may_change(copy, dataset, capsys):
     changes = {
         "data.placement": "device",
@@ -531,6 +512,7 @@ def test_the_same_data_elsewhere_is_the_same_run(copy, dataset, tmp_path, capsys
     assert "complete" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_without_a_dataset_the_simulated_market_is_made_once(tmp_path, capsys):
     workdir = tmp_path / "run"
     done = python("main.py", *arguments("", workdir, **{"train.max_steps": 2}))
@@ -550,6 +532,7 @@ def reason_of_the_stop(config, workdir):
     return str(stopped.value)
 
 
+@pytest.mark.slow
 def test_a_loss_that_stays_infinite_stops_the_run(dataset, tmp_path):
     changes = {"optimizer.learning_rate": 1e30, "train.max_bad_updates": 5}
     config = make_config(dataset, **changes, **{"train.save_steps": 1})
@@ -587,16 +570,15 @@ def steps_of(extreme, config):
             yield step + 1, start
 
 
-def test_the_trajectory_that_stops_the_run_is_named(extreme, tmp_path):
-    config = make_config(extreme, **{"train.max_bad_updates": 1})
-    step, start = next(steps_of(extreme, config))
-    line = reason_of_the_stop(config, tmp_path)
-    assert f"updates {step} to {step}, " in line
-    assert f"these do so alone: trajectory 16 from its step {start} on; " in line
+@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
+def test_the_trajectory_that_stops_the_run_is_named(extreme, tmp_path, prompt):
     changes = {"train.max_bad_updates": 1}
-    done = python("main.py", *arguments(extreme, tmp_path / "prompt", **changes))
-    assert done.returncode == 3
-    assert done.stderr.splitlines()[-1] == f"error: {line}"
+    step, start = next(steps_of(extreme, make_config(extreme, **changes)))
+    status, _, told = prompt(*arguments(extreme, tmp_path, **changes))
+    assert status == 3
+    line = told.splitlines()[-1]
+    assert line.startswith(f"error: updates {step} to {step}, ")
+    assert f"these do so alone: trajectory 16 from its step {start} on; " in line
 
 
 def test_bad_updates_are_skipped_and_counted_and_the_run_goes_on(
@@ -681,7 +663,8 @@ def test_a_run_that_goes_on_measures_held_out_data_alike(held_out, dataset, tmp_
 
 def test_a_record_ends_a_call_only_when_data_is_held_out(dataset, tmp_path):
     def calls(fraction):
-        changes = HELD_OUT | {"data.validation_fraction": fraction}
+        changes = {"data.validation_fraction": fraction, "train.updates_per_call": 4}
+        changes = HELD_OUT | changes
         return list(
             Setup(make_config(dataset, **changes), tmp_path).intervals().calls(0)
         )

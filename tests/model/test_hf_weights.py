@@ -410,6 +410,7 @@ LIVE = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", LIVE)
 def test_live_parity_of_predictions_gradients_and_files(tmp_path, changes):
     make_golden = pytest.importorskip("make_golden", reason="torch and transformers")

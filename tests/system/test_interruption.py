@@ -206,11 +206,12 @@ print(os.waitstatus_to_exitcode(status))
         (signal.SIGTERM, "pyarrow", "", set()),
         # While it reads the first rows of the market.
         (signal.SIGINT, "dt_jax.data.readers", "_stream", set()),
-        (
+        pytest.param(
             signal.SIGTERM,
             "dt_jax.commands.evaluate",
             "roll_out",
             {"report", "summary.json"},
+            marks=pytest.mark.slow,
         ),
     ],
 )
@@ -219,7 +220,6 @@ def test_wherever_the_command_is_interrupted_it_ends_in_peace(
 ):
     workdir = tmp_path / "run"
     monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "compiled"))
     changes = {
         "model.hidden_size": 8,
         "model.n_layer": 1,

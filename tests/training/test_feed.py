@@ -25,6 +25,7 @@ from dt_jax.training.feed import (
 )
 from dt_jax.training.train_step import init_state, make_train_call, replicate
 
+pytestmark = pytest.mark.usefixtures("compile_fast")
 LENGTHS = np.array([1, 7, 2, 5, 3, 9, 4, 1])
 U, G = 3, 4
 

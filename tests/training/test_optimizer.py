@@ -14,6 +14,7 @@ import pytest
 from dt_jax.model.decision_transformer import DecisionTransformer, init_params
 from dt_jax.training.optimizer import make_optimizer, make_schedule
 
+pytestmark = pytest.mark.usefixtures("compile_fast")
 GOLDEN = dict(np.load(Path(__file__).parents[1] / "golden" / "optimizer.npz"))
 RECIPE = {
     "learning_rate": 1e-4,

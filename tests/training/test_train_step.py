@@ -21,6 +21,7 @@ from dt_jax.training.train_step import (
     train_step,
 )
 
+pytestmark = pytest.mark.usefixtures("compile_fast")
 S, A, K, B, G = 3, 2, 4, 8, 4
 SIZES = {"state_dim": S, "act_dim": A, "hidden_size": 8, "n_layer": 1, "max_ep_len": 9}
 RATES = ("resid_pdrop", "embd_pdrop", "attn_pdrop")
@@ -41,13 +42,6 @@ RECIPE = make_optimizer(
     lr_scheduler_type="constant",
 )
 step_of = partial(train_step, model=PLAIN, state_mean=MEAN, state_std=STD)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _compile_fast():
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="module")
@@ -174,6 +168,7 @@ def test_a_call_makes_the_update_of_the_whole_batch(params, whole):
     close((loss[0], grad_norm[0]), whole[1])
 
 
+@pytest.mark.slow
 def test_one_call_of_three_updates_is_three_calls_of_one(state, dropping_call):
     batches = [make_batch(RAGGED, seed) for seed in range(3)]
     first = jax.device_get(state)

@@ -21,6 +21,7 @@ from dt_jax.training import validation
 from dt_jax.training.feed import Feed
 from dt_jax.training.validation import HeldOut
 
+pytestmark = pytest.mark.usefixtures("compile_fast")
 SETTINGS = {"max_ep_len": 7, "return_scale": 10.0, "weighting": "length", "seed": 0}
 
 

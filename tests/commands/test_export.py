@@ -19,6 +19,7 @@ from dt_jax.model.hf_weights import export_hf, import_hf
 from dt_jax.training.checkpoint import load_trained
 from dt_jax.training.metrics import read_metrics
 
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("compile_fast")]
 SMALL = {
     "data.context_length": 4,
     "data.max_ep_len": 12,
@@ -152,7 +153,6 @@ def test_training_starts_from_given_weights(workdir, dataset, tmp_path, source):
     assert read_metrics(tmp_path / "second" / "metrics.jsonl")[0]["step"] == 1
 
 
-@pytest.mark.slow
 def test_settings_that_only_hf_has_are_taken_over(dataset, tmp_path):
     """A folder that scales attention otherwise is trained, and stays, as it is."""
     model = DecisionTransformer(
