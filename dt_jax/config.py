@@ -38,7 +38,7 @@ def default_config() -> ConfigDict:
     """The base recipe, locked: a key that does not exist cannot be set by mistake."""
     config = ConfigDict()
 
-    # Of the first weights, the batches and dropout; with the step it determines both.
+    # It determines the first weights, the batches and dropout.
     config.seed = 0
 
     config.data = data = ConfigDict()
@@ -50,7 +50,7 @@ def default_config() -> ConfigDict:
     data.max_ep_len = 985
     # Returns-to-go are divided by it (the collator's scale).
     data.return_scale = 1000.0
-    # Of the returns-to-go; 1 is the plain sum.
+    # Discount of the returns-to-go; 1 is the plain sum.
     data.discount = 1.0
     # 'length': trajectories are drawn in proportion to their length; 'uniform': alike.
     data.weighting = "length"
@@ -61,35 +61,50 @@ def default_config() -> ConfigDict:
     # 'host': NumPy batches are sent ahead; 'device': the whole store lies on the
     # device; 'auto': on the device where it fits.
     data.placement = "auto"
-    # Of the states in a store on the device: float32, or bfloat16 in half the memory.
+    # Precision of the states in a store on the device: float32, or bfloat16, which
+    # takes half the memory.
     data.store_dtype = "float32"
 
     # HF's DecisionTransformerConfig; state_dim and act_dim come from the data.
     config.model = model = ConfigDict()
+    # Width of the tokens; a multiple of n_head.
     model.hidden_size = 128
+    # Blocks of attention and MLP.
     model.n_layer = 3
+    # Heads of the attention.
     model.n_head = 1
     # Width of the MLP; None: four times hidden_size.
     model.n_inner = config_dict.placeholder(int)
+    # Activation of the MLP, by Hugging Face's name.
     model.activation_function = "relu"
     # Rows of the timestep table; at least data.max_ep_len.
     model.max_ep_len = 4096
     # Actions are squashed to (-1, 1).
     model.action_tanh = True
+    # Dropout of what a block adds.
     model.resid_pdrop = 0.1
+    # Dropout of the embedded tokens.
     model.embd_pdrop = 0.1
+    # Dropout of the attention's weights.
     model.attn_pdrop = 0.1
+    # Added to the variance in a layer norm.
     model.layer_norm_epsilon = 1e-5
+    # Standard deviation of the first weights.
     model.initializer_range = 0.02
     # What layers compute in: float32, bfloat16 or float16. Parameters stay float32.
     model.dtype = "float32"
 
+    # AdamW, with the names of HF's TrainingArguments.
     config.optimizer = optimizer = ConfigDict()
+    # The highest, after the warmup.
     optimizer.learning_rate = 1e-4
-    # Not on biases and layer norms, nor on what gets no gradient.
+    # Decay of the weights; not of biases and layer norms, nor of what gets no gradient.
     optimizer.weight_decay = 1e-4
+    # Decay of the mean of the gradients.
     optimizer.adam_beta1 = 0.9
+    # Decay of the mean of their squares.
     optimizer.adam_beta2 = 0.999
+    # Added to the root of that mean.
     optimizer.adam_epsilon = 1e-8
     # Gradients are clipped to this global norm.
     optimizer.max_grad_norm = 0.25
@@ -111,8 +126,9 @@ def default_config() -> ConfigDict:
     train.updates_per_call = 10
     # Updates between two records of metrics.jsonl (the notebook has 500).
     train.logging_steps = 20
-    # Updates between two checkpoints, and how many of these are kept.
+    # Updates between two checkpoints.
     train.save_steps = 500
+    # How many checkpoints are kept, the newest.
     train.save_total_limit = 3
     # An update whose loss or gradient is not finite is skipped; after this many in a
     # row the run stops.
@@ -123,7 +139,7 @@ def default_config() -> ConfigDict:
     # A Gymnasium id or 'module:callable'; empty: the simulated market where data.path
     # is empty, else none.
     evaluation.environment = ""
-    # Its arguments, as JSON: '{"market": "prices.csv"}'.
+    # Arguments of the environment, as JSON: '{"market": "prices.csv"}'.
     evaluation.environment_kwargs = "{}"
     # Returns to aim at, in raw reward; empty: 10, 50, 90 and 100 % of the data's.
     evaluation.targets = ()
@@ -140,6 +156,7 @@ def default_config() -> ConfigDict:
     config.collect = collect = ConfigDict()
     # 'module:callable' or a .zip of stable-baselines3.
     collect.actor = ""
+    # How many are collected.
     collect.episodes = 1000
 
     # A run of several processes, on one host or many: see docs/many-devices.md.

@@ -65,15 +65,14 @@ def test_the_nearest_right_key_is_named(key, told):
     assert unknown(key).endswith(told)
 
 
-def test_every_key_has_its_default_and_most_have_a_comment():
+def test_every_key_has_its_default_and_a_comment():
     documented = {key.name: key for key in documented_keys()}
     defaults = default_config().to_dict()
     assert documented.keys() == flatten(defaults).keys() | (defaults.keys() - {"seed"})
     for name, default in flatten(defaults).items():
         assert documented[name].default == default
-    assert documented["train.save_steps"].comment == (
-        "Updates between two checkpoints, and how many of these are kept."
-    )
+        assert documented[name].comment
+    assert documented["train.save_steps"].comment == "Updates between two checkpoints."
     assert documented["model"].comment.startswith("HF's DecisionTransformerConfig")
 
 

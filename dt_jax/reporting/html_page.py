@@ -113,7 +113,7 @@ def run_fragment(workdir: str | os.PathLike) -> str:
     records = read_metrics(workdir / "metrics.jsonl")
     cells = _figures(summary, records, evaluation)
     row = "".join(
-        f"<td style='text-align:left'>{name}<br><b>{value}</b></td>"
+        f"<td style='text-align:left;padding-right:2em'>{name}<br><b>{value}</b></td>"
         for name, value in cells.items()
     )
     picture = _image(loss_png(records), PICTURES["loss.png"]) if records else ""
@@ -167,8 +167,8 @@ def _picture(path, caption):
 def _image(png, caption):
     data = base64.b64encode(png).decode()
     return (
-        f'<figure><div class="wide"><img alt="{escape(caption)}" '
-        f'src="data:image/png;base64,{data}"></div>'
+        f'<figure><div class="wide"><img style="max-width:100%" '
+        f'alt="{escape(caption)}" src="data:image/png;base64,{data}"></div>'
         f"<figcaption>{escape(caption)}</figcaption></figure>\n"
     )
 
