@@ -76,6 +76,7 @@ def actions(policy):
     return episode(policy)
 
 
+@pytest.mark.parity
 def test_actions_are_those_of_a_script_around_hf(actions, tmp_path):
     pytest.importorskip("torch")
     pytest.importorskip("transformers")

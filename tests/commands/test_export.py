@@ -94,6 +94,7 @@ def test_export_twice_gives_the_same_bytes(workdir, dataset):
     assert {p.name: p.read_bytes() for p in (workdir / "hf").iterdir()} == before
 
 
+@pytest.mark.parity
 def test_the_card_acts_as_we_do(workdir, dataset):
     """Its snippet is run as it stands, and compared at the last step of a segment."""
     torch = pytest.importorskip("torch")

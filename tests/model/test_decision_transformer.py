@@ -230,6 +230,7 @@ def test_bfloat16_is_close_and_float32_outside():
     assert {leaf.dtype for leaf in jax.tree.leaves(drawn)} == {np.dtype("float32")}
 
 
+@pytest.mark.parity
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_activations_and_their_slopes_are_those_of_torch(name):
     torch = pytest.importorskip("torch")

@@ -88,6 +88,7 @@ def shard(folder):
     (folder / "model.safetensors").unlink()
 
 
+@pytest.mark.parity
 def pickle(folder):
     torch = pytest.importorskip("torch")
     safetensors = pytest.importorskip("safetensors.torch")
@@ -345,6 +346,7 @@ def test_what_is_no_such_model_is_named_in_one_line(folder, edit, message):
     assert "\n" not in found
 
 
+@pytest.mark.parity
 def test_pickled_code_is_not_run(folder):
     torch = pytest.importorskip("torch")
     (folder / "model.safetensors").unlink()
@@ -410,6 +412,7 @@ LIVE = [
 ]
 
 
+@pytest.mark.parity
 @pytest.mark.slow
 @pytest.mark.parametrize("changes", LIVE)
 def test_live_parity_of_predictions_gradients_and_files(tmp_path, changes):
@@ -471,6 +474,7 @@ def test_live_parity_of_predictions_gradients_and_files(tmp_path, changes):
     assert all(getattr(opened.config, key) == imported[key] for key in FIELDS)
 
 
+@pytest.mark.parity
 def test_the_tables_are_those_of_transformers():
     transformers = pytest.importorskip("transformers")
     functions = pytest.importorskip("transformers.activations").ACT2FN

@@ -12,7 +12,7 @@ from dt_jax.model.hf_weights import export_hf, import_hf
 from dt_jax.training import train_step as ours
 from dt_jax.training.optimizer import make_optimizer
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.parity]
 UPDATES = 200
 RECIPE = {
     "learning_rate": 3e-4,  # three times the notebook's: it learns more in 200 updates
