@@ -88,7 +88,6 @@ def shard(folder):
     (folder / "model.safetensors").unlink()
 
 
-@pytest.mark.parity
 def pickle(folder):
     torch = pytest.importorskip("torch")
     safetensors = pytest.importorskip("safetensors.torch")
@@ -179,7 +178,7 @@ def test_a_first_export_is_whole_or_not_there(folder, tmp_path, monkeypatch):
     "edit",
     [
         shard,
-        pickle,
+        pytest.param(pickle, marks=pytest.mark.parity),
         prefix("model."),
         prefix("decision_transformer."),
         after(prefix("_orig_mod.module."), shard),
@@ -202,7 +201,9 @@ def test_every_way_of_saving_gives_the_same_parameters(folder, edit):
 
 
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
-@pytest.mark.parametrize("edit", [lambda folder: None, pickle])
+@pytest.mark.parametrize(
+    "edit", [lambda folder: None, pytest.param(pickle, marks=pytest.mark.parity)]
+)
 def test_half_precision_is_widened_exactly(folder, dtype, edit):
     expected = load_file(folder / "model.safetensors")["embed_state.weight"].T
     after(halve(dtype), edit)(folder)
@@ -329,9 +330,10 @@ REFUSALS = [
         after(shard, write("model.safetensors.index.json", "{}")),
         "hf/model.safetensors.index.json: weight_map is None, expected an object",
     ),
-    (
+    pytest.param(
         after(pickle, write("pytorch_model.bin", "text")),
         "hf/pytorch_model.bin: not a file of tensors (",
+        marks=pytest.mark.parity,
     ),
 ]
 
