@@ -516,12 +516,13 @@ def test_the_same_data_elsewhere_is_the_same_run(copy, dataset, tmp_path, capsys
 @pytest.mark.slow
 def test_without_a_dataset_the_simulated_market_is_made_once(tmp_path, capsys):
     workdir = tmp_path / "run"
-    done = python("main.py", *arguments("", workdir, **{"train.max_steps": 2}))
+    changes = {"train.max_steps": 2, "eval.episodes": 1}
+    done = python("main.py", *arguments("", workdir, **changes))
     assert done.returncode == 0, done.stderr
     assert json.loads((workdir / "summary.json").read_text())["global_step"] == 2
     before = files_of(workdir)
     assert {path for path in before if SIMULATED_MARKET in path.parts}
-    train(make_config("", **{"train.max_steps": 2}), workdir)
+    train(make_config("", **changes), workdir)
     assert "complete at update 2" in capsys.readouterr().out
     assert files_of(workdir) == before
 
