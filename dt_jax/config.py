@@ -3,7 +3,7 @@
 
     python main.py --config configs/base.py
 
-trains it on the simulated market, one to two minutes on two CPU cores. A config file
+trains it on the simulated market, one to five minutes on two CPU cores. A config file
 changes a few keys of `default_config()`; any key can be given at the prompt
 (--config.train.batch_size=128) or set in Python (config.train.batch_size = 128).
 """
