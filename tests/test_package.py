@@ -8,9 +8,12 @@ import sys
 import tomllib
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import dt_jax
+from dt_jax.model.decision_transformer import Prediction
+from dt_jax.trading.simulation import simulate_market
 
 ROOT = Path(__file__).parents[1]
 CONTRACT = (
@@ -50,3 +53,31 @@ def test_the_version_stands_in_one_place():
     assert project["project"]["dynamic"] == ["version", "dependencies"]
     if found := importlib.metadata.packages_distributions().get("dt_jax"):
         assert importlib.metadata.version(found[0]) == dt_jax.__version__
+
+
+def test_what_a_user_meets_says_in_one_line_what_it_is():
+    episodes = dt_jax.Trajectories.from_episodes(
+        [{"states": np.ones((5, 3)), "actions": np.ones((5, 2)), "rewards": np.ones(5)}]
+    )
+    sizes = {"batch_size": 4, "context_length": 2, "max_ep_len": 9}
+    sampler = dt_jax.SegmentSampler(
+        episodes, **sizes, return_scale=1.0, weighting="length", seed=0
+    )
+    model = dt_jax.DecisionTransformer(state_dim=3, act_dim=2, hidden_size=8, n_layer=1)
+    state = dt_jax.TrainState(3, {"a": np.ones((2, 5))}, ())
+    prediction = Prediction(np.ones((4, 2, 2)), None, None)
+    market = simulate_market(num_days=5, num_stocks=2, seed=0)
+    told = "Trajectories(1 trajectories, 5 steps, state_dim 3, act_dim 2)"
+    assert repr(sampler) == f"SegmentSampler({told}, batch_size=4, context_length=2)"
+    assert repr(sampler.batch(0)) == (
+        "Batch(states 4x2x3, actions 4x2x2, rewards 4x2x1, returns_to_go 4x2x1, "
+        "timesteps 4x2, attention_mask 4x2)"
+    )
+    assert repr(episodes.states) == "Rows(5 x 3, pieces: 1)"
+    assert repr(model) == (
+        "DecisionTransformer(state_dim=3, act_dim=2, hidden_size=8, n_layer=1, "
+        "n_head=1)"
+    )
+    assert repr(state) == "TrainState(step=3, 10 parameters)"
+    assert repr(prediction) == "Prediction(action_preds 4x2x2)"
+    assert repr(market) == "Market(2 stocks, 2000-01-03 to 2000-01-07, 5 days)"

@@ -31,6 +31,11 @@ class Prediction(NamedTuple):
     state_preds: jax.Array | None
     return_preds: jax.Array | None
 
+    def __repr__(self) -> str:
+        predicted = {name: x for name, x in self._asdict().items() if x is not None}
+        shapes = (f"{k} {'x'.join(map(str, x.shape))}" for k, x in predicted.items())
+        return f"Prediction({', '.join(shapes)})"
+
 
 class DecisionTransformer(nn.Module):
     """Decision Transformer (Chen et al., 2021, arXiv:2106.01345) as HF writes it.
