@@ -11,8 +11,8 @@ import os
 import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import datasets
 import numpy as np
 import pyarrow as pa
 
@@ -20,6 +20,10 @@ from dt_jax.data.scan import STD_EPSILON
 from dt_jax.data.trajectories import Trajectories, check_lengths
 from dt_jax.system.files import scratch
 
+if TYPE_CHECKING:
+    import datasets
+
+SPLIT = "train"  # of a DatasetDict
 STRUCT = "train"  # the notebook keeps a trajectory in one struct column of this name
 STATES, ACTIONS, REWARDS, DONES = "observations", "actions", "rewards", "dones"
 STATISTICS = ("state_mean", "state_std")
@@ -28,7 +32,7 @@ WRITE_BYTES = 64 << 20  # trajectories are written in batches of about this size
 
 
 def load_trajectories(
-    path: str | os.PathLike | datasets.Dataset | datasets.DatasetDict,
+    path: "str | os.PathLike | datasets.Dataset | datasets.DatasetDict",
     *,
     split_on_dones: bool = False,
     discount: float = 1.0,
@@ -48,9 +52,9 @@ def load_trajectories(
       FileNotFoundError: there is no dataset at `path`.
       ValueError: a column is missing, of another type, or holds faulty values.
     """
-    dataset, source = _open(path)
+    table, chosen, source = _open(path)
     try:
-        return _read(dataset, split_on_dones=split_on_dones, discount=discount)
+        return _read(table, chosen, split_on_dones=split_on_dones, discount=discount)
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from None
 
@@ -65,6 +69,8 @@ def save_trajectories(path: str | os.PathLike, episodes: Iterable[Mapping]) -> N
         episodes the columns `state_mean` and `state_std` are written too (shorter
         columns cannot hold them, and a reader computes them).
     """
+    import datasets  # takes seconds, which reading can do without
+
     path = Path(path)
     if path.exists():
         raise ValueError(f"{path} exists already; choose a folder that does not")
@@ -92,7 +98,8 @@ def save_trajectories(path: str | os.PathLike, episodes: Iterable[Mapping]) -> N
 
 
 def _open(path):
-    dataset, source = path, "dataset"
+    """The table of an open or a saved dataset, the rows chosen of it (None: all of
+    them), and what errors call it."""
     if isinstance(path, str | os.PathLike):
         source = f"path={os.fspath(path)}"
         if not os.path.isdir(path):
@@ -100,64 +107,86 @@ def _open(path):
             raise FileNotFoundError(
                 f"{source}: {found}; expected a dataset saved by save_to_disk"
             )
-        try:
-            dataset = datasets.load_from_disk(os.fspath(path))
-        except FileNotFoundError as error:
-            raise FileNotFoundError(
-                f"{source}: not a whole dataset ({_one_line(error)}); expected one "
-                "saved by save_to_disk"
-            ) from None
-        except IndexError:  # by `datasets`, of one that was saved without a row
-            raise ValueError(
-                f"{source}: found no rows, expected at least one trajectory"
-            ) from None
-        except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
-            raise ValueError(
-                f"{source}: not a readable dataset ({_broken_file(path)}"
-                f"{_one_line(error)}); save it again with save_to_disk"
-            ) from None
-    if isinstance(dataset, datasets.DatasetDict):
-        if "train" not in dataset:
-            raise ValueError(
-                f"{source}: found the splits {', '.join(dataset)}, expected 'train'"
-            )
-        dataset = dataset["train"]
-    if isinstance(path, str | os.PathLike):
-        _check_shards(dataset, source)
-    return dataset, source
+        return _saved_table(Path(path), source), None, source
+    dataset, source = path, "dataset"
+    if isinstance(dataset, Mapping):  # a DatasetDict
+        _check_splits(list(dataset), source)
+        dataset = dataset[SPLIT]
+    chosen = dataset._indices
+    return dataset.data.table, chosen and chosen.column(0).to_numpy(), source
 
 
-def _broken_file(path):
-    """'<name>: ' of the first file that alone cannot be read: `datasets` does not say.
+def _saved_table(folder, source) -> pa.Table:
+    """What `save_to_disk` has written, memory-mapped.
 
-    Empty when each of them can.
+    Not by `datasets.load_from_disk`: to import it, and pandas with it, takes longer
+    than all else, and it does not say which file is broken.
     """
-    for file in sorted(Path(path).rglob("*.*")):
-        try:
-            if file.suffix == ".json":
-                json.loads(file.read_text())
-            elif file.suffix == ".arrow":
-                with pa.memory_map(str(file)) as stream:
-                    pa.ipc.open_stream(stream).read_all()
-        except (OSError, ValueError):
-            return f"{file.name}: "
-    return ""
+    splits = folder / "dataset_dict.json"
+    if splits.is_file():
+        _check_splits(_saved_json(splits, source, lambda x: list(x["splits"])), source)
+        folder /= SPLIT
+    names = _saved_json(
+        folder / "state.json",
+        source,
+        lambda x: [file["filename"] for file in x["_data_files"]],
+    )
+    shards = [_saved_shard(folder / name, source) for name in names]
+    if not shards:
+        raise ValueError(f"{source}: found no rows, expected at least one trajectory")
+    return pa.concat_tables(shards)
 
 
-def _check_shards(dataset, source):
-    """A shard cut off between two record batches would read as a shorter one."""
-    for shard in dataset.cache_files:
-        with open(shard["filename"], "rb") as stream:
-            stream.seek(-len(END_OF_STREAM), os.SEEK_END)
-            if stream.read() != END_OF_STREAM:
-                raise ValueError(
-                    f"{source}: {os.path.basename(shard['filename'])} ends before its "
-                    "end mark, so rows are missing; save it again with save_to_disk"
-                )
+def _saved_json(file, source, part):
+    try:
+        return part(json.loads(file.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        raise _not_whole(file, source) from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise _not_readable(file, source, error) from None
 
 
-def _read(dataset, *, split_on_dones, discount):
-    table = dataset.data.table
+def _saved_shard(file, source):
+    try:
+        with pa.memory_map(str(file)) as stream:
+            table = pa.ipc.open_stream(stream).read_all()
+            # One cut off between two record batches would read as a shorter one.
+            stream.seek(stream.size() - len(END_OF_STREAM))
+            if stream.read() == END_OF_STREAM:
+                return table
+    except FileNotFoundError:
+        raise _not_whole(file, source) from None
+    except (OSError, pa.ArrowException) as error:
+        raise _not_readable(file, source, error) from None
+    raise ValueError(
+        f"{source}: {file.name} ends before its end mark, so rows are missing; save it "
+        "again with save_to_disk"
+    )
+
+
+def _not_whole(file, source):
+    return FileNotFoundError(
+        f"{source}: not a whole dataset (no {file.name}); expected one saved by "
+        "save_to_disk"
+    )
+
+
+def _not_readable(file, source, error):
+    told = " ".join(str(error).split())[:200]
+    return ValueError(
+        f"{source}: not a readable dataset ({file.name}: {told}); save it again with "
+        "save_to_disk"
+    )
+
+
+def _check_splits(splits, source):
+    if SPLIT not in splits:
+        raise ValueError(
+            f"{source}: found the splits {', '.join(splits)}, expected {SPLIT!r}"
+        )
+
+
+def _read(table, chosen, *, split_on_dones, discount):
     columns = _columns(table)
     states, state_lengths = _matrices(columns[STATES], STATES)
     actions, action_lengths = _matrices(columns[ACTIONS], ACTIONS)
@@ -173,8 +202,7 @@ def _read(dataset, *, split_on_dones, discount):
         dones = dones.astype(bool)
     check_lengths(lengths)
     starts = np.cumsum(state_lengths) - state_lengths
-    if dataset._indices is not None:
-        chosen = dataset._indices.column(0).to_numpy()
+    if chosen is not None:
         starts, state_lengths = starts[chosen], state_lengths[chosen]
     mean, std = _statistics(table, states[0].shape[1])
     return Trajectories.from_arrays(
@@ -388,7 +416,3 @@ def _lists(arrays):
         steps = np.arange(0, values.size + 1, width, dtype=np.int32)
         inner = pa.ListArray.from_arrays(steps, inner)
     return pa.ListArray.from_arrays(offsets, inner)
-
-
-def _one_line(error):
-    return " ".join(str(error).split())[:200]
