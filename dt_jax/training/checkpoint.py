@@ -14,13 +14,12 @@ import re
 import shutil
 import tempfile
 from contextlib import closing, contextmanager
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import NamedTuple
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 import safetensors.numpy
 import xxhash
 from absl import logging
@@ -90,14 +89,22 @@ class Checkpoints:
     def __init__(self, folder: str | os.PathLike, save_total_limit: int | None):
         """Keep the newest `save_total_limit` steps; None: only read what is there."""
         self._folder = Path(folder).resolve()  # orbax wants it absolute
-        read_only = save_total_limit is None
-        if not read_only:
+        self._limit = save_total_limit
+        if save_total_limit is not None:
             self._folder.mkdir(parents=True, exist_ok=True)
+
+    @cached_property
+    def _manager(self):
+        # Not before a step is saved or read: a first update need not wait for orbax.
+        import orbax.checkpoint as ocp
+
+        _leave_out_what_is_raised()
+        read_only = self._limit is None
         mine = jax.process_index()  # of many processes, each has its own manager
-        self._manager = ocp.CheckpointManager(
+        return ocp.CheckpointManager(
             self._folder,
             options=ocp.CheckpointManagerOptions(
-                max_to_keep=save_total_limit,
+                max_to_keep=self._limit,
                 enable_async_checkpointing=not read_only,
                 cleanup_tmp_directories=not read_only,
                 create=False,
@@ -109,7 +116,6 @@ class Checkpoints:
             ),
             item_names=("state", "record"),
         )
-        _leave_out_what_is_raised()
 
     def save(self, step: int, tree, record: dict) -> None:
         """Snapshot the tree now, write it behind the caller's back.
@@ -118,8 +124,10 @@ class Checkpoints:
           OSError: this save or the one before came to grief (a full disk, say); the
             steps before it are untouched.
         """
+        import orbax.checkpoint as ocp
+
         self.wait()
-        if step in self._manager.all_steps():
+        if step in self._steps():
             return
         # The copy comes first: the caller's next step donates these buffers.
         packed = _pack(tree)
@@ -182,6 +190,8 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Until the last save is on disk; raises what it came to grief with."""
+        if not self._is_used():
+            return
         with self._told():
             # Not `check_for_errors`: it takes the error from orbax's own thread, which
             # then takes the save for good and deletes older steps.
@@ -189,7 +199,11 @@ class Checkpoints:
 
     def close(self) -> None:
         self.wait()
-        self._manager.close()
+        if self._is_used():
+            self._manager.close()
+
+    def _is_used(self):
+        return "_manager" in vars(self)
 
     def _steps(self) -> set[int]:
         names = os.listdir(self._folder)
@@ -210,6 +224,8 @@ class Checkpoints:
         for item in ("", "state", "record"):
             # To orbax, what may not be listed is missing.
             os.listdir(self._folder / str(step) / item)
+        import orbax.checkpoint as ocp
+
         restored = self._manager.restore(
             step,
             args=ocp.args.Composite(

@@ -13,11 +13,9 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event, SessionLog
-from tensorboardX.proto.summary_pb2 import Summary
 from tqdm.auto import tqdm
 
 from dt_jax.system.files import replacing
@@ -163,12 +161,8 @@ class MetricWriter:
         with replacing(path) as unfinished:
             unfinished.write_text("".join(map(_line, kept)))
         self._file = path.open("a", encoding="utf-8")
-        # Not its SummaryWriter: that writes in a thread, which dies of a full disk, and
-        # then the run waits for it forever.
-        (workdir / "tensorboard").mkdir(exist_ok=True)
-        self._events = EventsWriter(str(workdir / "tensorboard" / "events"))
-        self._flushed = -math.inf
-        self._write_event(step + 1, session_log=SessionLog(status=SessionLog.START))
+        self._events = None
+        self._open_events = partial(_Events, workdir / "tensorboard", step + 1)
         self._bar = tqdm(
             initial=step,
             total=total_steps,
@@ -187,11 +181,9 @@ class MetricWriter:
             for key, value in record.items()
             if key != "step" and math.isfinite(value)
         }
-        values = [
-            Summary.Value(tag=f"train/{key}", simple_value=value)
-            for key, value in scalars.items()
-        ]
-        self._write_event(record["step"], summary=Summary(value=values))
+        # Not before there is a record: tensorboardX imports torch where it finds it.
+        self._events = self._events or self._open_events()
+        self._events.write(record["step"], scalars)
         if self._wandb is not None:
             self._wandb.log(scalars, step=record["step"])
         self._bar.set_postfix_str(f"loss {record['loss']:.4g}", refresh=False)
@@ -204,16 +196,46 @@ class MetricWriter:
         self._bar.close()
         with suppress(OSError):  # of what a write has raised already
             self._file.close()
-        with suppress(OSError):
+        if self._events is not None:
             self._events.close()
         if self._wandb is not None:
             self._wandb.finish()
 
-    def _write_event(self, step, **content):
+
+class _Events:
+    """TensorBoard's file of one start of a run.
+
+    Not tensorboardX's SummaryWriter: that writes in a thread, which dies of a full
+    disk, and then the run waits for it forever.
+    """
+
+    def __init__(self, folder, first_step):
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto import event_pb2, summary_pb2
+
+        self._Event, self._Summary = event_pb2.Event, summary_pb2.Summary
+        folder.mkdir(exist_ok=True)
+        self._writer = EventsWriter(str(folder / "events"))
+        self._flushed = -math.inf
+        started = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+        self._put(first_step, session_log=started)
+
+    def write(self, step, scalars):
+        values = [
+            self._Summary.Value(tag=f"train/{key}", simple_value=value)
+            for key, value in scalars.items()
+        ]
+        self._put(step, summary=self._Summary(value=values))
+
+    def close(self):
+        with suppress(OSError):  # of what a write has raised already
+            self._writer.close()
+
+    def _put(self, step, **content):
         now = time.time()
-        self._events.write_event(Event(step=step, wall_time=now, **content))
+        self._writer.write_event(self._Event(step=step, wall_time=now, **content))
         if now - self._flushed > FLUSH_SECONDS:
-            self._events.flush()
+            self._writer.flush()
             self._flushed = now
 
 
