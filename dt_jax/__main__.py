@@ -7,7 +7,11 @@ from pathlib import Path
 from typing import NoReturn
 
 from dt_jax.system.interruption import watch
-from dt_jax.system.process import keep_compiled, use_huge_pages
+from dt_jax.system.process import (
+    compute_deterministically,
+    keep_compiled,
+    use_huge_pages,
+)
 
 HELP = """\
 dt-jax [--config FILE] [--workdir DIR] [--mode MODE] [--config.section.key=value ...]
@@ -71,6 +75,8 @@ def _run(argv) -> int:
     try:
         config.check(config_flag.value, file or "config")
         keep_compiled()
+        if config_flag.value.train.deterministic:
+            compute_deterministically()
         return _command(mode, config_flag.value, workdir)
     except (ValueError, OSError) as error:
         return _refuse(error)

@@ -130,6 +130,8 @@ def default_config() -> ConfigDict:
     train.save_steps = 500
     # How many checkpoints are kept, the newest.
     train.save_total_limit = 3
+    # On a GPU too, the same command computes the same bits each time.
+    train.deterministic = True
     # An update whose loss or gradient is not finite is skipped; after this many in a
     # row the run stops.
     train.max_bad_updates = 10

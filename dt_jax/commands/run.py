@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from dt_jax.config import check, saved_config
 from dt_jax.system.files import read_json
-from dt_jax.system.process import keep_compiled
+from dt_jax.system.process import compute_deterministically, keep_compiled
 
 # JAX is imported where it is needed: to look at figures takes no device.
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> Run:
     """
     check(config, "config")
     config = ConfigDict(config.to_dict()).lock()
-    keep_compiled()
+    _before_jax(config)
     from dt_jax.commands import train as command
 
     command.train(config, Path(workdir))
@@ -84,10 +84,17 @@ def evaluate(
         "score_range": None if score_range is None else tuple(map(float, score_range)),
     }
     config.eval.update({k: value for k, value in given.items() if value is not None})
-    keep_compiled()
+    _before_jax(config)
     from dt_jax.commands import evaluate as command
 
     return command.evaluate(config, Path(workdir))
+
+
+def _before_jax(config):
+    """What main.py does; where JAX has started before, its flags are as they are."""
+    keep_compiled()
+    if config.train.deterministic:
+        compute_deterministically()
 
 
 class Run:

@@ -51,6 +51,7 @@ FREE_KEYS = {
     "train.num_train_epochs",
     "train.max_steps",
     "train.updates_per_call",
+    "train.deterministic",
     "train.max_bad_updates",
     "train.logging_steps",
     "train.save_steps",

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a process needs of its system: memory, and a folder.
+"""What a process needs of its system: memory, a folder, and how XLA computes.
 
-Before JAX is imported: huge pages, and the folder in which what XLA has compiled is
-kept for the next start. Now and then: freed memory goes back.
+Before JAX is imported: huge pages, the folder in which what XLA has compiled is kept
+for the next start, and XLA's flags. Now and then: freed memory goes back.
 """
 
 import ctypes
@@ -16,6 +16,10 @@ from filelock import FileLock
 # glibc asks Linux for pages of 2 MB: an update's temporaries, allocated anew by every
 # call, then cost 60 page faults and not 3,900. A twentieth of an update on a CPU.
 HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
+
+# Without it some sums on a GPU are in any order, and each process tries anew which
+# algorithms are the fastest: either changes the last bits.
+DETERMINISTIC = "xla_gpu_deterministic_ops"
 
 
 def use_huge_pages() -> None:
@@ -44,6 +48,17 @@ def keep_compiled() -> None:
     os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(1 << 30))
     with suppress(OSError):  # of a folder that cannot be written: a start is slower
         _mend(Path(os.environ["JAX_COMPILATION_CACHE_DIR"]))
+
+
+def compute_deterministically() -> None:
+    """Have XLA compute the same bits each time, on a GPU too.
+
+    To be called before JAX starts, which reads the flags then. Flags that the user has
+    set stand. On a CPU and on a TPU it changes nothing: they always do.
+    """
+    flags = os.environ.get("XLA_FLAGS", "")
+    if DETERMINISTIC not in flags:
+        os.environ["XLA_FLAGS"] = f"{flags} --{DETERMINISTIC}=true".lstrip()
 
 
 def _mend(folder) -> None:

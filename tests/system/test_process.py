@@ -11,7 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from dt_jax.system.process import HUGE_PAGES, give_back_memory, keep_compiled
+from dt_jax.system.process import (
+    HUGE_PAGES,
+    compute_deterministically,
+    give_back_memory,
+    keep_compiled,
+)
 
 RESTART = """
 import json, os, sys
@@ -74,3 +79,21 @@ def test_the_users_folder_comes_before_ours(tmp_path, monkeypatch):
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "elsewhere")
     keep_compiled()
     assert os.environ["JAX_COMPILATION_CACHE_DIR"] == "elsewhere"
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (None, "--xla_gpu_deterministic_ops=true"),
+        ("--xla_a=1", "--xla_a=1 --xla_gpu_deterministic_ops=true"),
+        ("--xla_gpu_deterministic_ops=false", "--xla_gpu_deterministic_ops=false"),
+    ],
+)
+def test_deterministic_flags_stand_beside_those_of_the_user(monkeypatch, before, after):
+    if before is None:
+        monkeypatch.delenv("XLA_FLAGS", raising=False)
+    else:
+        monkeypatch.setenv("XLA_FLAGS", before)
+    compute_deterministically()
+    compute_deterministically()  # once is enough
+    assert os.environ["XLA_FLAGS"] == after
