@@ -3,9 +3,11 @@
 
 import importlib
 import sys
+import time
 from pathlib import Path
 from typing import NoReturn
 
+from dt_jax import __version__
 from dt_jax.system.interruption import watch
 from dt_jax.system.process import (
     compute_deterministically,
@@ -95,11 +97,15 @@ def _take_config(argv):
 
 
 def _command(mode, config, workdir) -> int:
+    print(f"dt-jax {__version__}: starting JAX", flush=True)
+    start = time.perf_counter()
     # To import JAX takes a second: a mistyped flag was refused before.
     from dt_jax.commands.setup import join
     from dt_jax.system import distributed
 
     join(config)
+    devices = distributed.describe_devices()
+    distributed.print_once(f"{devices}: {time.perf_counter() - start:.1f} s")
     with distributed.abort_all():
         if mode == "train" or distributed.leave():
             module = importlib.import_module(f"dt_jax.commands.{mode}")

@@ -31,6 +31,18 @@ def test_importing_starts_nothing():
     assert told == "\n"
 
 
+def test_a_start_imports_nothing_before_it_is_used(tmp_path):
+    episode = {"observations": np.ones((5, 3)), "actions": np.ones((5, 2))}
+    episode |= {"rewards": np.ones(5), "dones": np.zeros(5)}
+    dt_jax.save_trajectories(tmp_path / "data", [episode])
+    slow = {"datasets", "pandas", "orbax", "tensorboardX", "tensorstore", "matplotlib"}
+    code = "import sys, dt_jax.commands.train as train, dt_jax.data.readers as readers;"
+    code += f"readers.load_trajectories({str(tmp_path / 'data')!r});"
+    code += f"print(*{slow} & set(sys.modules))"
+    told = subprocess.check_output([sys.executable, "-c", code], cwd=ROOT, text=True)
+    assert told == "\n"
+
+
 @pytest.mark.parametrize("name", CONTRACT)
 def test_what_a_user_calls_is_offered(name):
     assert name in dir(dt_jax)

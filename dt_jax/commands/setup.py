@@ -104,11 +104,11 @@ class Setup:
             )
         if config.log.wandb and not find_spec("wandb"):
             raise ValueError("log.wandb=True needs the package: pip install wandb")
-        self.trajectories = load_trajectories(
-            data.path or _simulated_market(workdir),
-            split_on_dones=data.split_on_dones,
-            discount=data.discount,
-        )
+        path = data.path or _simulated_market(workdir)
+        with distributed.timed(f"reading {path}"):
+            self.trajectories = load_trajectories(
+                path, split_on_dones=data.split_on_dones, discount=data.discount
+            )
         training, held_out = self.trajectories.split(data.validation_fraction)
         make_sampler = partial(
             SegmentSampler,

@@ -228,11 +228,9 @@ def _columns(table) -> dict[str, list[pa.Array]]:
         fields = [field.name for field in table.schema.field(STRUCT).type]
         columns = {name: [c.field(name) for c in chunks] for name in fields}
         found = f"the fields {', '.join(fields)} in column {STRUCT!r}"
-        nulls_E = table.column(STRUCT).is_null().to_numpy()
-        if nulls_E.any():
-            raise ValueError(
-                f"trajectory {nulls_E.argmax()}: column {STRUCT!r} is empty (null)"
-            )
+        if table.column(STRUCT).null_count:
+            row = table.column(STRUCT).is_null().to_numpy().argmax()
+            raise ValueError(f"trajectory {row}: column {STRUCT!r} is empty (null)")
     else:
         columns = {
             name: [chunk for chunk in table.column(name).chunks if len(chunk)]
@@ -301,20 +299,35 @@ def _unnest(array, name, first, ends_E):
         )
     _refuse_nulls(array, name, first, ends_E)
     if pa.types.is_fixed_size_list(kind):
-        lengths = np.full(len(array), kind.list_size)
+        offsets = (array.offset + np.arange(len(array) + 1)) * kind.list_size
     else:
-        lengths = np.diff(array.offsets.to_numpy())
-    return lengths.astype(np.int64), array.flatten()
+        offsets = _view(array.offsets).astype(np.int64)
+    values = array.values.slice(offsets[0], offsets[-1] - offsets[0])
+    return np.diff(offsets), values
 
 
 def _numbers(array, name, first, ends_E):
     kind = array.type
-    is_bool = pa.types.is_boolean(kind)
-    if not (is_bool or pa.types.is_floating(kind) or pa.types.is_integer(kind)):
+    if not (_is_number(kind) or pa.types.is_boolean(kind)):
         raise ValueError(f"column {name!r} holds {kind}, expected numbers")
     _refuse_nulls(array, name, first, ends_E)
-    # Booleans are packed in bits: the one kind that must be copied.
-    return array.to_numpy(zero_copy_only=not is_bool)
+    return _view(array)
+
+
+def _is_number(kind):
+    return pa.types.is_floating(kind) or pa.types.is_integer(kind)
+
+
+def _view(array) -> np.ndarray:
+    """Numbers without nulls as they lie; booleans, packed in bits, must be copied.
+
+    Arrow's own `to_numpy` and `flatten` import pandas, half a second of a start.
+    """
+    if not pa.types.is_boolean(array.type):
+        return np.from_dlpack(array)
+    bytes_ = np.frombuffer(array.buffers()[1] or b"", np.uint8)
+    bits = np.unpackbits(bytes_, count=array.offset + len(array), bitorder="little")
+    return bits[array.offset :].astype(bool)
 
 
 def _refuse_nulls(array, name, first, ends_E):
@@ -347,11 +360,12 @@ def _statistics(table, state_dim):
 
 
 def _statistic(column, name):
-    kind = column.type
-    if not (pa.types.is_floating(kind) or pa.types.is_integer(kind)):
-        raise ValueError(f"column {name!r} holds {kind}, expected numbers")
+    if not _is_number(column.type):
+        raise ValueError(f"column {name!r} holds {column.type}, expected numbers")
+    if column.null_count:
+        raise ValueError(f"column {name!r} has an empty (null) value")
     with np.errstate(over="ignore"):
-        values_S = column.to_numpy().astype(np.float32)
+        values_S = np.concatenate([_view(x) for x in column.chunks]).astype(np.float32)
     bad = np.flatnonzero(~np.isfinite(values_S))
     if len(bad):
         raise ValueError(

@@ -81,6 +81,22 @@ def join(
         timer.cancel()
 
 
+def describe_devices() -> str:
+    """'JAX 0.10.2, 2 x NVIDIA H200'; starts JAX's backend.
+
+    Raises:
+      ValueError: JAX finds no device of the kind that the environment asks for.
+    """
+    try:
+        kind = jax.devices()[0].device_kind
+    except (RuntimeError, AssertionError):  # the latter of JAX 0.10
+        raise ValueError(
+            f"JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS')}: JAX {jax.__version__} "
+            "finds no such device; leave it out, or install JAX for that device"
+        ) from None
+    return f"JAX {jax.__version__}, {jax.device_count()} x {kind}"
+
+
 def _number(name):
     text = os.environ.get(name)
     if text is not None and not text.isdecimal():
@@ -256,6 +272,20 @@ def print_once(text: str) -> None:
     """Print in the first process alone."""
     if jax.process_index() == 0:
         print(text, flush=True)
+
+
+@contextmanager
+def timed(what: str):
+    """Print what is waited for, then the seconds that it took; in the first process."""
+    told = jax.process_index() == 0
+    if told:
+        print(f"{what} ...", end="", flush=True)
+    start = time.perf_counter()
+    try:
+        yield
+    finally:
+        if told:
+            print(f" {time.perf_counter() - start:.1f} s", flush=True)
 
 
 def leave() -> bool:
