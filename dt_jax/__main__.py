@@ -7,13 +7,9 @@ import time
 from pathlib import Path
 from typing import NoReturn
 
-from dt_jax import __version__
+import dt_jax
 from dt_jax.system.interruption import watch
-from dt_jax.system.process import (
-    compute_deterministically,
-    keep_compiled,
-    use_huge_pages,
-)
+from dt_jax.system.process import keep_compiled, use_huge_pages
 
 HELP = """\
 dt-jax [--config FILE] [--workdir DIR] [--mode MODE] [--config.section.key=value ...]
@@ -77,8 +73,6 @@ def _run(argv) -> int:
     try:
         config.check(config_flag.value, file or "config")
         keep_compiled()
-        if config_flag.value.train.deterministic:
-            compute_deterministically()
         return _command(mode, config_flag.value, workdir)
     except (ValueError, OSError) as error:
         return _refuse(error)
@@ -97,7 +91,7 @@ def _take_config(argv):
 
 
 def _command(mode, config, workdir) -> int:
-    print(f"dt-jax {__version__}: starting JAX", flush=True)
+    print(f"dt-jax {dt_jax.__version__}: starting JAX", flush=True)
     start = time.perf_counter()
     # To import JAX takes a second: a mistyped flag was refused before.
     from dt_jax.commands.setup import join

@@ -24,6 +24,7 @@ from dt_jax.model.decision_transformer import (
 from dt_jax.reporting.data_report import data_report, describe_data
 from dt_jax.system import distributed
 from dt_jax.system.files import locked, write_json
+from dt_jax.system.process import compute_deterministically
 from dt_jax.trading.simulation import simulated_episodes
 from dt_jax.training.checkpoint import load_trained
 from dt_jax.training.feed import choose_placement, memory_plan
@@ -60,7 +61,9 @@ FREE_KEYS = {
 
 
 def join(config: ConfigDict) -> None:
-    """Before all else: meet the other processes, if the cluster has started several."""
+    """Before JAX starts: how XLA computes, and a meeting with the other processes."""
+    if config.train.deterministic:
+        compute_deterministically()
     distributed.join(
         cluster=config.distributed.cluster,
         initialization_timeout=config.distributed.initialization_timeout,
