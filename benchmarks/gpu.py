@@ -1,200 +1,189 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The notebook's updates on a GPU, beside Hugging Face's model in torch.
+"""All that a GPU can tell, in one run of at most 8 minutes.
 
     pip install "jax[cuda13]" torch transformers
-    python -m benchmarks.gpu --peak-tflops 67 --bandwidth-gb 4800
+    python -m benchmarks.gpu              # on a GPU
+    python -m benchmarks.gpu --small      # anywhere, to see that it works: no figures
 
-One run, in turn, at the notebook's dims: ours with the store on the device (float32,
-and bfloat16 for states and layers), ours with NumPy batches from the host, and
-`DecisionTransformerModel` with AdamW and clipping, eager and compiled, its data already
-on the device and gathered there: its best case. Beside each rate stand the two floors,
-FLOPs over the peak and bytes over the bandwidth that were given. Last a large model
-(hidden 1024, 12 layers, context 64, bfloat16) and its share of `--peak-bf16-tflops`.
-Prints a table; writes gpu.json here. On a CPU it runs too, with smaller numbers:
---trajectories 60 --updates 40 --small.
+Rates at the notebook's dims, each way in a process of its own: ours with the store on
+the device (float32, bfloat16, and without `train.deterministic`), ours with batches
+from the host, and `DecisionTransformerModel` with AdamW and clipping, its data on the
+device and gathered there, eager and in CUDA graphs (`mode="reduce-overhead"`), float32
+(with TF32, as XLA has it) and bfloat16. Then the same command twice, each with an empty
+compilation cache, and once killed and resumed: are weights and moments equal in every
+bit? Then `configs/notebook.py` on a dataset of the notebook's size, from prompt to
+prompt, with an empty cache and with a full one. Last a large model (hidden 1024, 12
+layers, 16 heads, context 64, bfloat16) beside the peak that a product of 8192-cubed
+bfloat16 matrices reaches. Prints as it goes; writes gpu.json here.
 """
 
 import argparse
 import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
 import time
-from contextlib import closing
 from pathlib import Path
+from statistics import median
 
-import numpy as np
-
+from benchmarks.full_size import ACT_DIM, NUM_STEPS, STATE_DIM, episodes
 from benchmarks.growth import flops_of_update
+from benchmarks.kills import arrays_of, without_times
+from benchmarks.updates import our_updates
+from dt_jax.data.readers import save_trajectories
+from dt_jax.system.process import DETERMINISTIC
 
 HERE = Path(__file__).parent
-STATE_DIM, ACT_DIM, NUM_STEPS = 3941, 394, 100
 BATCH_SIZE, CONTEXT_LENGTH = 64, 20
-PER_CALL = 40
+BFLOAT16 = {"data.store_dtype": "bfloat16", "model.dtype": "bfloat16"}
+DEVICE = {"data.placement": "device", "train.updates_per_call": 40}
+BFLOAT16 = {**DEVICE, "data.store_dtype": "bfloat16", "model.dtype": "bfloat16"}
+LARGE_MODEL = "large model"
+WAYS = {  # what the config says besides
+    "dt-jax, float32": DEVICE,
+    "dt-jax, bfloat16": BFLOAT16,
+    "dt-jax, not deterministic": {**DEVICE, "train.deterministic": False},
+    "dt-jax, batches from the host": {"data.placement": "host"},
+    LARGE_MODEL: {
+        **BFLOAT16,
+        **{"model.hidden_size": 1024, "model.n_layer": 12, "model.n_head": 16},
+        **{"data.context_length": 64, "train.updates_per_call": 4},
+    },
+}
+TORCH = {  # compiled, bfloat16
+    "torch, eager, float32": (False, False),
+    "torch, eager, bfloat16": (False, True),
+    "torch, CUDA graphs, float32": (True, False),
+    "torch, CUDA graphs, bfloat16": (True, True),
+}
+SMALL = {"model.hidden_size": 16, "model.n_layer": 1, "train.updates_per_call": 2}
+PEAK = "peak of bfloat16 products"
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--trajectories", type=int, default=4999)
-    parser.add_argument("--updates", type=int, default=9480)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--peak-tflops", type=float, default=float("nan"))
-    parser.add_argument("--peak-bf16-tflops", type=float, default=float("nan"))
-    parser.add_argument("--bandwidth-gb", type=float, default=float("nan"))
-    parser.add_argument("--small", action="store_true", help="leave out the large one")
+    parser.add_argument("--small", action="store_true", help="one way, a small model")
+    parser.add_argument("--measure", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    trajectories = simulate(args.trajectories)
-    # The same number of updates in all for each of the first two floors.
-    per_round = max(PER_CALL, args.updates // args.rounds)
-    few = max(PER_CALL, per_round // 10)
-    ways = {
-        "dt-jax, store on the device": (ours(trajectories, "device"), per_round),
-        "dt-jax, bfloat16": (
-            ours(trajectories, "device", "bfloat16", {"dtype": "bfloat16"}),
-            per_round,
-        ),
-        "dt-jax, NumPy batches": (ours(trajectories, "host"), few),
-        "torch, eager": (torch_updates(trajectories, False), few),
-        "torch, compiled": (torch_updates(trajectories, True), few),
-    }
-    rates = {name: [] for name in ways}
-    for updates, _ in ways.values():
-        for _ in range(3):
-            next(updates)
-    for _ in range(args.rounds):
-        for name, (updates, count) in ways.items():
-            next(updates)  # ours has had a call in flight since its last round
-            made, start = 0, time.perf_counter()
-            while made < count:
-                made += next(updates)
-            rates[name].append(made / (time.perf_counter() - start))
-    for updates, _ in ways.values():
-        updates.close()
-    from dt_jax.model.decision_transformer import DecisionTransformer
+    if args.measure:
+        print(json.dumps(measure(*args.measure, args.small)))
+        return
+    start, found = time.perf_counter(), {"small": args.small}
 
-    model = DecisionTransformer(state_dim=STATE_DIM, act_dim=ACT_DIM)
-    flops = flops_of_update(model, BATCH_SIZE, CONTEXT_LENGTH)
-    read = 4 * BATCH_SIZE * CONTEXT_LENGTH * (STATE_DIM + ACT_DIM)
-    floors = {
-        "FLOPs": args.peak_tflops * 1e12 / flops,
-        "bytes": args.bandwidth_gb * 1e9 / read,
-    }
-    eager = np.median(rates["torch, eager"])
-    print(f"{'way':32s}{'updates/s':>12s}{'x eager':>10s}{'9,480 take':>12s}")
-    for name, values in rates.items():
-        rate = np.median(values)
-        print(f"{name:32s}{rate:12.1f}{rate / eager:10.2f}{9480 / rate:10.1f} s")
-    for name, rate in floors.items():
-        print(f"floor by {name:23s}{rate:12.1f}")
-    table = {"updates a second": rates, "floors": floors}
-    if not args.small:
-        utilisation = large_model(trajectories) / (args.peak_bf16_tflops * 1e12)
-        print(f"large model: {utilisation:.1%} of the peak")
-        table["large model, share of the peak"] = utilisation
-    (HERE / "gpu.json").write_text(json.dumps(table, indent=2) + "\n")
+    def tell(key, value):
+        found[key] = value
+        print(f"{time.perf_counter() - start:5.0f} s  {key}: {value}", flush=True)
+
+    ways = [*WAYS][:1] if args.small else [*WAYS, *TORCH, PEAK]
+    changes = SMALL if args.small else {}
+    with tempfile.TemporaryDirectory() as folder:
+        folder = Path(folder)
+        few, whole = folder / "few", folder / "whole"
+        save_trajectories(few, episodes(20 if args.small else 1000))
+        rates = {}
+        for way in ways:
+            rates[way] = in_a_process(way, few, args.small)
+            tell(way, rates[way])
+        if not args.small:
+            share = rates[LARGE_MODEL] * flops_of_large_model() / rates[PEAK]
+            tell("large model, share of the peak", share)
+        for key, value in bits({"data.path": few, **changes}, folder).items():
+            tell(key, value)
+        if not args.small:
+            save_trajectories(whole, episodes(4999))
+            changes = {"data.path": whole}
+        else:
+            changes = {"data.path": few, **changes, "train.max_steps": 40}
+        for key, value in from_prompt_to_prompt(changes, folder).items():
+            tell(key, value)
+    (HERE / "gpu.json").write_text(json.dumps(found, indent=2) + "\n")
 
 
-def simulate(count):
-    from dt_jax.data.trajectories import Trajectories
-
-    rng = np.random.default_rng(0)
-    lengths = np.full(count, NUM_STEPS)
-    rows = count * NUM_STEPS
-    return Trajectories.from_arrays(
-        [rng.random((rows, STATE_DIM), np.float32)],
-        [2 * rng.random((rows, ACT_DIM), np.float32) - 1],
-        rng.random(rows, np.float32),
-        starts=np.cumsum(lengths) - lengths,
-        lengths=lengths,
-    )
-
-
-def ours(
-    trajectories,
-    placement,
-    store_dtype="float32",
-    fields=None,
-    context_length=CONTEXT_LENGTH,
-    per_call=PER_CALL,
-):
-    """Train as train.py does; yields how many updates each call has finished."""
-    import jax
-
-    from dt_jax.config import default_config
-    from dt_jax.data.segments import SegmentSampler
-    from dt_jax.model.decision_transformer import DecisionTransformer, init_params
-    from dt_jax.training.feed import Feed
-    from dt_jax.training.optimizer import make_optimizer
-    from dt_jax.training.train_step import init_state, make_train_call, replicate
-
-    config = default_config()
-    sampler = SegmentSampler(
-        trajectories,
-        batch_size=BATCH_SIZE,
-        context_length=context_length,
-        max_ep_len=985,
-        return_scale=1000.0,
-        weighting="length",
-        seed=0,
-    )
-    fields = {**config.model, **(fields or {})}
-    model = DecisionTransformer(state_dim=STATE_DIM, act_dim=ACT_DIM, **fields)
-    optimizer = make_optimizer(total_steps=10**6, **config.optimizer)
-    feed = Feed(sampler, placement, store_dtype)
-    call = make_train_call(
-        model,
-        optimizer,
-        state_mean=trajectories.state_mean,
-        state_std=trajectories.state_std,
-        seed=0,
-        fetch=feed.fetch,
-    )
-    state, running = (
-        replicate(init_state(init_params(model, jax.random.key(0)), optimizer)),
-        None,
-    )
-    calls = ((step, per_call) for step in range(0, 10**6, per_call))
-    with closing(feed.items(calls)) as items:
-        for item in items:
-            state, metrics = call(state, feed.store, item)
-            if running is not None:
-                yield len(jax.device_get(running).loss)
-            running = metrics
+def in_a_process(way, data, small):
+    """Updates a second of one way, the median of its rounds; FLOP/s of the peak."""
+    command = [sys.executable, "-m", "benchmarks.gpu", "--measure", way, str(data)]
+    flags = os.environ.get("XLA_FLAGS", "")
+    if WAYS.get(way, {}).get("train.deterministic", True):
+        flags += f" --{DETERMINISTIC}=true"
+    told = subprocess.run(
+        command + ["--small"] * small,
+        env={**os.environ, "XLA_FLAGS": flags.strip()},
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    ).stdout
+    return json.loads(told.splitlines()[-1])
 
 
-def torch_updates(trajectories, compiled):
+def measure(way, data, small):
+    if way == PEAK:
+        return peak()
+    if way in TORCH:
+        updates = torch_updates(data, *TORCH[way])
+    else:
+        updates = our_updates(data, [], WAYS[way] | (SMALL if small else {}))
+    rounds, seconds = (1, 0.5) if small else (3, 2.0)
+    rates = []
+    for _ in range(3):
+        next(updates)
+    for _ in range(rounds):
+        made, start = 0, time.perf_counter()
+        while (took := time.perf_counter() - start) < seconds:
+            made += next(updates)
+        rates.append(made / took)
+    updates.close()
+    return median(rates)
+
+
+def torch_updates(data, compiled, bfloat16):
     """HF's model; data on the device, segments gathered there; yields 1 an update."""
     import torch
     from transformers import DecisionTransformerConfig, DecisionTransformerModel
 
+    from dt_jax.data.readers import load_trajectories
+
+    trajectories = load_trajectories(data)
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    torch.set_float32_matmul_precision("high")  # TF32
     torch.manual_seed(0)
     config = DecisionTransformerConfig(state_dim=STATE_DIM, act_dim=ACT_DIM)
     model = DecisionTransformerModel(config).to(device).train()
-    forward = torch.compile(model) if compiled else model
+    if compiled:
+        how = {"mode": "reduce-overhead"} if device == "cuda" else {}
+        forward = torch.compile(model, **how)
+    else:
+        forward = model
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=1e-4, weight_decay=1e-4, fused=device == "cuda"
     )
     mean = torch.tensor(trajectories.state_mean, device=device)
     std = torch.tensor(trajectories.state_std, device=device)
-    states = torch.tensor(trajectories.states.pieces[0], device=device)
-    actions = torch.tensor(trajectories.actions.pieces[0], device=device)
+    states, actions = (
+        torch.cat([torch.tensor(piece, device=device) for piece in rows.pieces])
+        for rows in (trajectories.states, trajectories.actions)
+    )
     to_go = trajectories.returns_to_go / 1000.0
     to_go = torch.tensor(to_go, dtype=torch.float32, device=device)
     steps = torch.arange(CONTEXT_LENGTH, device=device)
-    episodes, latest = len(trajectories.lengths), NUM_STEPS - CONTEXT_LENGTH
+    count, latest = len(trajectories.lengths), NUM_STEPS - CONTEXT_LENGTH
     mask = torch.ones(BATCH_SIZE, CONTEXT_LENGTH, device=device)
     while True:
         start = torch.randint(latest + 1, (BATCH_SIZE, 1), device=device)
-        episode = torch.randint(episodes, (BATCH_SIZE, 1), device=device)
+        episode = torch.randint(count, (BATCH_SIZE, 1), device=device)
         rows = episode * NUM_STEPS + start + steps
         target = actions[rows]
-        predicted = forward(
-            states=(states[rows] - mean) / std,
-            actions=target,
-            rewards=None,
-            returns_to_go=to_go[rows][..., None],
-            timesteps=start + steps,
-            attention_mask=mask,
-        ).action_preds
-        loss = torch.nn.functional.mse_loss(predicted, target)
+        with torch.autocast(device, torch.bfloat16, enabled=bfloat16):
+            predicted = forward(
+                states=(states[rows] - mean) / std,
+                actions=target,
+                rewards=None,
+                returns_to_go=to_go[rows][..., None],
+                timesteps=start + steps,
+                attention_mask=mask,
+            ).action_preds
+        loss = torch.nn.functional.mse_loss(predicted.float(), target)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 0.25)
@@ -204,21 +193,89 @@ def torch_updates(trajectories, compiled):
         yield 1
 
 
-def large_model(trajectories):
-    """FLOP/s of the matrix products of the large model."""
+def peak():
+    """FLOP/s of a product of bfloat16 matrices of 8192 x 8192."""
+    import jax
+    import jax.numpy as jnp
+
+    square = jax.random.normal(jax.random.key(0), (8192, 8192), jnp.bfloat16)
+    times = jax.jit(lambda x: jax.lax.fori_loop(0, 50, lambda _, y: x @ y * 0.01, x))
+    times(square).block_until_ready()
+    start = time.perf_counter()
+    times(square).block_until_ready()
+    return 50 * 2 * 8192**3 / (time.perf_counter() - start)
+
+
+def flops_of_large_model():
+    from dt_jax.config import default_config
     from dt_jax.model.decision_transformer import DecisionTransformer
 
-    fields = {"hidden_size": 1024, "n_layer": 12, "n_head": 16, "dtype": "bfloat16"}
-    updates = ours(trajectories, "device", "bfloat16", fields, 64, 4)
-    for _ in range(3):
-        next(updates)
-    made, start = 0, time.perf_counter()
-    while made < 40:
-        made += next(updates)
-    rate = made / (time.perf_counter() - start)
-    updates.close()
-    model = DecisionTransformer(state_dim=STATE_DIM, act_dim=ACT_DIM, **fields)
-    return rate * flops_of_update(model, BATCH_SIZE, 64)
+    config = default_config()
+    config.update_from_flattened_dict(WAYS[LARGE_MODEL])
+    model = DecisionTransformer(state_dim=STATE_DIM, act_dim=ACT_DIM, **config.model)
+    return flops_of_update(model, config.train.batch_size, config.data.context_length)
+
+
+def run(workdir, cache, config, changes):
+    """main.py with its own compilation cache, started."""
+    flags = (f"--config.{key}={value}" for key, value in changes.items())
+    command = ["main.py", f"--config=configs/{config}.py", f"--workdir={workdir}"]
+    return subprocess.Popen(
+        [sys.executable, *command, *flags],
+        cwd=HERE.parent,
+        env={**os.environ, "JAX_COMPILATION_CACHE_DIR": str(cache)},
+        stdout=subprocess.DEVNULL,
+    )
+
+
+def bits(changes, folder):
+    """In how many arrays of weights and moments the same command differs."""
+    changes = {**DEVICE, **changes, "train.max_steps": 200, "train.save_steps": 80}
+    whole, again, resumed = (folder / name for name in ("whole", "again", "resumed"))
+    for workdir in (whole, again):
+        end(run(workdir, workdir.with_suffix(".cache"), "base", changes))
+    first = run(resumed, resumed.with_suffix(".cache"), "base", changes)
+    while not (resumed / "checkpoints" / "80").is_dir() and first.poll() is None:
+        time.sleep(0.01)
+    first.kill()
+    first.wait()
+    shutil.rmtree(resumed.with_suffix(".cache"))  # all is compiled and tuned anew
+    end(run(resumed, resumed.with_suffix(".cache"), "base", changes))
+    expected, records = arrays_of(whole), without_times(whole / "metrics.jsonl")
+
+    def compare(workdir):
+        found = arrays_of(workdir)
+        different = sum(found[key] != expected[key] for key in expected)
+        same = without_times(workdir / "metrics.jsonl") == records
+        return {"arrays": len(expected), "different": different, "same records": same}
+
+    return {
+        "the same command again": compare(again),
+        "the same command, killed and resumed": compare(resumed),
+    }
+
+
+def from_prompt_to_prompt(changes, folder):
+    """Seconds of the notebook's run, and of these until the first record."""
+    found = {}
+    for name in ("empty cache", "compiled before"):
+        workdir = folder / name.split()[0]
+        metrics, start = workdir / "metrics.jsonl", time.perf_counter()
+        process = run(workdir, folder / "notebook.cache", "notebook", changes)
+        while not (metrics.is_file() and metrics.stat().st_size):
+            if process.poll():
+                break
+            time.sleep(0.01)
+        first = time.perf_counter() - start
+        end(process)
+        took = time.perf_counter() - start
+        found[f"notebook, {name}"] = {"first record": first, "seconds": took}
+    return found
+
+
+def end(process):
+    if process.wait():
+        raise RuntimeError(f"{' '.join(process.args)} ended with {process.returncode}")
 
 
 if __name__ == "__main__":

@@ -10,6 +10,8 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,6 +38,7 @@ def load_trajectories(
     *,
     split_on_dones: bool = False,
     discount: float = 1.0,
+    wait: bool = True,
 ) -> Trajectories:
     """Open a dataset saved by `save_to_disk` (or one already open) without copying it.
 
@@ -46,15 +49,29 @@ def load_trajectories(
     chosen by `select` or `shuffle` are honoured. float32 and float64 alike.
 
     Args:
-      split_on_dones, discount: see `Trajectories.from_arrays`.
+      split_on_dones, discount, wait: see `Trajectories.from_arrays`.
 
     Raises:
       FileNotFoundError: there is no dataset at `path`.
       ValueError: a column is missing, of another type, or holds faulty values.
     """
     table, chosen, source = _open(path)
+    with _naming(source):
+        trajectories = _read(
+            table, chosen, split_on_dones=split_on_dones, discount=discount, wait=wait
+        )
+
+    def facts():
+        with _naming(source):
+            return trajectories.facts()
+
+    return replace(trajectories, facts=facts)
+
+
+@contextmanager
+def _naming(source):
     try:
-        return _read(table, chosen, split_on_dones=split_on_dones, discount=discount)
+        yield
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from None
 
@@ -186,7 +203,7 @@ def _check_splits(splits, source):
         )
 
 
-def _read(table, chosen, *, split_on_dones, discount):
+def _read(table, chosen, **options):
     columns = _columns(table)
     states, state_lengths = _matrices(columns[STATES], STATES)
     actions, action_lengths = _matrices(columns[ACTIONS], ACTIONS)
@@ -214,9 +231,8 @@ def _read(table, chosen, *, split_on_dones, discount):
         dones=dones,
         state_mean=mean,
         state_std=std,
-        split_on_dones=split_on_dones,
-        discount=discount,
         names=(STATES, ACTIONS, REWARDS),
+        **options,
     )
 
 

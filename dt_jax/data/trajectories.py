@@ -6,14 +6,31 @@ leaves is read-only: where each trajectory starts, how long it is, its returns-t
 and the statistics of the states. Nothing here copies the states or knows a file format.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import xxhash
 
 from dt_jax.data.rows import Rows
 from dt_jax.data.scan import combine, first_fault, is_finite, mean_and_std, scan
+
+
+class Facts(NamedTuple):
+    """What a pass over all steps has found, their values being finite float32.
+
+    state_min, state_max: S; action_min, action_max: A float64, over all steps. digests:
+    E uint64, equal for trajectories of equal content.
+    """
+
+    state_min: np.ndarray
+    state_max: np.ndarray
+    action_min: np.ndarray
+    action_max: np.ndarray
+    digests: np.ndarray
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -30,8 +47,8 @@ class Trajectories:
         by the return scale rounds once, as Hugging Face's collator does.
       starts, lengths: E int64, where in N each trajectory lies.
       state_mean, state_std: S float32, the dataset's own or computed.
-      state_min, state_max: S; action_min, action_max: A float64, over all steps.
-      digests: E uint64, equal for trajectories of equal content.
+      facts: () -> Facts; waits for the check of the values, and raises a ValueError
+        where one is at fault.
     """
 
     states: Rows
@@ -43,11 +60,7 @@ class Trajectories:
     lengths: np.ndarray
     state_mean: np.ndarray
     state_std: np.ndarray
-    state_min: np.ndarray
-    state_max: np.ndarray
-    action_min: np.ndarray
-    action_max: np.ndarray
-    digests: np.ndarray
+    facts: Callable[[], Facts]
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -95,7 +108,7 @@ class Trajectories:
         """A digest of everything training reads: resuming compares it."""
         digest = xxhash.xxh3_128()
         for array in (
-            self.digests,
+            self.facts().digests,
             self.lengths,
             self.state_mean,
             self.state_std,
@@ -109,8 +122,14 @@ class Trajectories:
 
         The statistics and ranges of states and actions stay those of the whole data.
         """
-        fields = ("starts", "lengths", "digests")
-        return replace(self, **{key: getattr(self, key)[episodes] for key in fields})
+        facts = self.facts()
+        facts = facts._replace(digests=facts.digests[episodes])
+        return replace(
+            self,
+            starts=self.starts[episodes],
+            lengths=self.lengths[episodes],
+            facts=lambda: facts,
+        )
 
     def split(self, fraction: float) -> tuple["Trajectories", "Trajectories | None"]:
         """Training and held-out trajectories; equal ones never stand on both sides.
@@ -129,7 +148,7 @@ class Trajectories:
         if not fraction:
             return self, None
         _, group_E, sizes = np.unique(
-            self.digests, return_inverse=True, return_counts=True
+            self.facts().digests, return_inverse=True, return_counts=True
         )
         held_out = np.zeros(len(sizes), bool)
         missing = fraction * self.num_trajectories
@@ -216,6 +235,7 @@ class Trajectories:
         state_std: np.ndarray | None = None,
         split_on_dones: bool = False,
         discount: float = 1.0,
+        wait: bool = True,
         names: tuple[str, str, str] = ("states", "actions", "rewards"),
     ) -> "Trajectories":
         """Take over arrays that hold the trajectories end to end, and check them.
@@ -227,6 +247,7 @@ class Trajectories:
           dones: N bool. state_mean, state_std: S, computed when not given.
           split_on_dones: end a trajectory after every step whose `done` is set.
           discount: of the returns-to-go; 1 is the notebook's plain sum.
+          wait: for the check of the values; else a thread makes it, and `facts` waits.
           names: what to call the three columns in an error.
 
         Raises:
@@ -252,45 +273,58 @@ class Trajectories:
                 )
             starts, lengths = _split(starts, lengths, dones)
         states, actions = Rows(states), Rows(actions)
-        scans = [scan(rows, starts, lengths) for rows in (states, actions)]
-        for rows, found, name in zip((states, actions), scans, names[:2], strict=True):
+        for rows, name in zip((states, actions), names[:2], strict=True):
             if not rows.shape[1]:
                 raise ValueError(
                     f"column {name!r} has rows of 0 numbers, expected at least one"
                 )
-            # NaN survives a minimum, infinities do too: two reductions prove all.
-            if not (is_finite(found.minimum) & is_finite(found.maximum)).all():
-                raise ValueError(first_fault(rows, *whole, name))
-        bad = np.flatnonzero(~is_finite(rewards))
-        bad = bad[_owner(bad, *whole) >= 0]
-        if len(bad):
-            trajectory = _owner(bad[:1], *whole)[0]
-            raise ValueError(
-                f"trajectory {trajectory}: column {names[2]!r} holds {rewards[bad[0]]} "
-                f"at step {bad[0] - whole[0][trajectory]}; expected a finite float32"
-            )
+        check = partial(_check, states, actions, rewards, whole, starts, lengths, names)
+        if wait or state_mean is None:
+            check = partial(lambda facts: facts, check())
+        else:
+            thread = ThreadPoolExecutor(1, "check")
+            check = thread.submit(check).result
+            thread.shutdown(wait=False)
         if state_mean is None:
             state_mean, state_std = mean_and_std(states, starts, lengths)
-        rewards_N = np.asarray(rewards, np.float32)
-        digests = combine(
-            scans[0].digests, scans[1].digests, rewards_N, starts, lengths
-        )
         return cls(
             states=states,
             actions=actions,
-            rewards=rewards_N,
+            rewards=np.asarray(rewards, np.float32),
             dones=dones,
             returns_to_go=_returns_to_go(rewards, starts, lengths, discount),
             starts=starts,
             lengths=lengths,
             state_mean=np.asarray(state_mean, np.float32),
             state_std=np.asarray(state_std, np.float32),
-            state_min=scans[0].minimum,
-            state_max=scans[0].maximum,
-            action_min=scans[1].minimum,
-            action_max=scans[1].maximum,
-            digests=digests,
+            facts=check,
         )
+
+
+def _check(states, actions, rewards, whole, starts, lengths, names) -> Facts:
+    """`whole`: starts and lengths as they came, before any split, for errors."""
+    scans = [scan(rows, starts, lengths) for rows in (states, actions)]
+    for rows, found, name in zip((states, actions), scans, names[:2], strict=True):
+        # NaN survives a minimum, infinities do too: two reductions prove all.
+        if not (is_finite(found.minimum) & is_finite(found.maximum)).all():
+            raise ValueError(first_fault(rows, *whole, name))
+    bad = np.flatnonzero(~is_finite(rewards))
+    bad = bad[_owner(bad, *whole) >= 0]
+    if len(bad):
+        trajectory = _owner(bad[:1], *whole)[0]
+        raise ValueError(
+            f"trajectory {trajectory}: column {names[2]!r} holds {rewards[bad[0]]} "
+            f"at step {bad[0] - whole[0][trajectory]}; expected a finite float32"
+        )
+    rewards_N = np.asarray(rewards, np.float32)
+    digests = [found.digests for found in scans]
+    return Facts(
+        scans[0].minimum,
+        scans[0].maximum,
+        scans[1].minimum,
+        scans[1].maximum,
+        combine(*digests, rewards_N, starts, lengths),
+    )
 
 
 def check_lengths(lengths: Mapping[str, np.ndarray]) -> None:

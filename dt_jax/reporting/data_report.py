@@ -28,6 +28,7 @@ def data_report(
     are where the store will lie and `feed.memory_plan`.
     """
     trajectories = sampler.trajectories
+    facts = trajectories.facts()
     lengths_E = trajectories.lengths
     returns_E = np.sort(sampler.returns_to_go[trajectories.starts])
     report = {
@@ -44,14 +45,14 @@ def data_report(
         "return_std": float(returns_E.std(dtype=np.float64)),
         "returns_to_go": _quantiles(_returns_to_go(sampler)),
         "action_range": [
-            float(trajectories.action_min.min()),
-            float(trajectories.action_max.max()),
+            float(facts.action_min.min()),
+            float(facts.action_max.max()),
         ],
         "constant_features": np.flatnonzero(
-            trajectories.state_min == trajectories.state_max
+            facts.state_min == facts.state_max
         ).tolist(),
         "repeated_trajectories": trajectories.num_trajectories
-        - len(np.unique(trajectories.digests)),
+        - len(np.unique(facts.digests)),
         "trajectories_with_inner_dones": _inner_dones(trajectories),
         "clipped_timesteps": int(np.maximum(0, lengths_E - sampler.max_ep_len).sum()),
         "placement": placement,

@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """The store of ragged episodes: what it holds, sums, splits, measures and refuses."""
 
+import threading
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dt_jax.data import scan
+from dt_jax.data import scan, trajectories
 from dt_jax.data.trajectories import Trajectories
 
 LENGTHS = (3, 1, 7, 2, 7)
@@ -162,7 +164,7 @@ def test_selected_trajectories_share_the_rows():
     chosen = store.select([3, 1])
     assert (chosen.num_trajectories, chosen.num_steps) == (2, 3)
     assert chosen.starts.tolist() == [11, 3]
-    assert chosen.digests.tolist() == store.digests[[3, 1]].tolist()
+    assert chosen.facts().digests.tolist() == store.facts().digests[[3, 1]].tolist()
     assert chosen.states is store.states
     assert chosen.returns_to_go is store.returns_to_go
     actions_NxA = np.concatenate([make_episodes()[i]["actions"] for i in (3, 1)])
@@ -249,10 +251,10 @@ def test_statistics_are_numpys_over_the_chosen_steps(monkeypatch, block_bytes, d
     close = {"rtol": 2e-7, "atol": 0}
     np.testing.assert_allclose(store.state_mean, states_NxS.mean(0), **close)
     np.testing.assert_allclose(store.state_std, states_NxS.std(0) + 1e-6, **close)
-    np.testing.assert_array_equal(store.state_min, states_NxS.min(0))
-    np.testing.assert_array_equal(store.state_max, states_NxS.max(0))
-    np.testing.assert_array_equal(store.action_min, actions_NxA.min(0))
-    np.testing.assert_array_equal(store.action_max, actions_NxA.max(0))
+    np.testing.assert_array_equal(store.facts().state_min, states_NxS.min(0))
+    np.testing.assert_array_equal(store.facts().state_max, states_NxS.max(0))
+    np.testing.assert_array_equal(store.facts().action_min, actions_NxA.min(0))
+    np.testing.assert_array_equal(store.facts().action_max, actions_NxA.max(0))
 
 
 def test_a_constant_feature_has_the_std_epsilon():
@@ -270,7 +272,7 @@ def test_digests_are_equal_for_repeats_and_for_nothing_else():
     first, other = make_episodes((4, 4))
     same = {key: value.copy() for key, value in first.items()}
     shorter = {key: value[:3] for key, value in first.items()}
-    digests = Trajectories.from_episodes([first, other, same, shorter]).digests
+    digests = Trajectories.from_episodes([first, other, same, shorter]).facts().digests
     assert digests[0] == digests[2]
     assert len(set(digests.tolist())) == 3
 
@@ -281,7 +283,8 @@ def test_one_changed_bit_shows_in_its_digest_and_in_the_fingerprint(key):
     before = Trajectories.from_episodes(episodes)
     flip_lowest_bit(episodes, key)
     after = Trajectories.from_episodes(episodes)
-    assert np.flatnonzero(before.digests != after.digests).tolist() == [2]
+    differ = before.facts().digests != after.facts().digests
+    assert np.flatnonzero(differ).tolist() == [2]
     assert before.fingerprint() != after.fingerprint()
 
 
@@ -397,3 +400,31 @@ def test_a_trajectory_is_read_like_an_item_of_a_list():
     for index in (3, -4):
         with pytest.raises(IndexError, match=f"^trajectory {index} of 3$"):
             store[index]
+
+
+def test_values_may_be_checked_behind_the_callers_back(monkeypatch):
+    episodes = make_episodes()
+    store = Trajectories.from_episodes(episodes)
+    begin = threading.Event()
+
+    def scan(*args, scan=trajectories.scan):
+        begin.wait(10)
+        return scan(*args)
+
+    monkeypatch.setattr(trajectories, "scan", scan)
+    given = {
+        "starts": store.starts,
+        "lengths": store.lengths,
+        "state_mean": store.state_mean,
+        "state_std": store.state_std,
+        "wait": False,
+    }
+    pieces = store.states.pieces, store.actions.pieces
+    later = Trajectories.from_arrays(*pieces, store.rewards, **given)
+    rewards = np.where(np.arange(store.num_steps) == 3, np.nan, store.rewards)
+    faulty = Trajectories.from_arrays(*pieces, rewards, **given)
+    begin.set()  # else it would have waited until now
+    for found, expected in zip(later.facts(), store.facts(), strict=True):
+        np.testing.assert_array_equal(found, expected)
+    with pytest.raises(ValueError, match="column 'rewards' holds nan"):
+        faulty.facts()
