@@ -10,9 +10,10 @@
 The train call of the default recipe at the notebook's dims is compiled for a described
 H200; nothing runs. Prints the kernels of one update by where they come from and by
 shape, with the bytes that each reads and writes, an estimated time, and what would add
-in any order: scatters whose indices may repeat, and atomics in the PTX. `--changes` of
-the config, as JSON; `--hlo` reads a saved text instead of compiling, which has no PTX.
-Without changes it writes gpu_kernels.json here.
+in any order: scatters whose indices may repeat, and atomics in the PTX. XLA's flag that
+makes such sums deterministic is not set; XLA_FLAGS can. `--changes` of the config are
+JSON; `--hlo` reads a saved text, which has no PTX, instead of compiling. Without these
+two it writes gpu_kernels.json here.
 
 A device would tune: which matrix products go to cuBLAS and how they are tiled is a
 guess here. Counts agree with an H200's profile to 3 of 354, the time to a tenth.
@@ -141,6 +142,7 @@ def compile_call(args):
     """The optimised HLO, and {kernel: its atomics} of the PTX."""
     with tempfile.TemporaryDirectory() as folder:
         os.environ["JAX_PLATFORMS"] = "cpu"  # its CUDA plugin then asks for no CUDA
+        os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "0"  # what lies there has no PTX
         os.environ["XLA_FLAGS"] = (
             f"{os.environ.get('XLA_FLAGS', '')} "
             f"--xla_dump_to={folder} --xla_dump_emitter_re=ptx"
