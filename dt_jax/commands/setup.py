@@ -23,7 +23,7 @@ from dt_jax.model.decision_transformer import (
 )
 from dt_jax.reporting.data_report import data_report, describe_data
 from dt_jax.system import distributed
-from dt_jax.system.files import locked, write_json
+from dt_jax.system.files import locked, read_json, write_json
 from dt_jax.system.process import compute_deterministically
 from dt_jax.trading.simulation import simulated_episodes
 from dt_jax.training.checkpoint import load_trained
@@ -233,6 +233,13 @@ class Setup:
             print(describe_data(facts), flush=True)
             write_json(self.workdir / "data_report.json", facts)
         return placement
+
+    def report_fallback(self, reason: str) -> None:
+        """Print and save that the store lies on the host after all."""
+        if jax.process_index() == 0:
+            path, placement = self.workdir / "data_report.json", f"host ({reason})"
+            print(f"  placement: {placement}", flush=True)
+            write_json(path, read_json(path) | {"placement": placement})
 
 
 def check_same_start(setup: Setup) -> None:

@@ -4,6 +4,7 @@
 Started again in it, the run goes on where its newest good checkpoint stands.
 """
 
+import gc
 from contextlib import ExitStack, closing
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from dt_jax.reporting.run_summary import describe_run
 from dt_jax.system import distributed
 from dt_jax.system.files import locked, read_json, write_json
 from dt_jax.training.checkpoint import Checkpoints, unflatten
-from dt_jax.training.feed import Feed
+from dt_jax.training.feed import Feed, naming_memory
 from dt_jax.training.loop import describe_bad_updates, run_updates
 from dt_jax.training.metrics import MetricWriter, read_metrics
 from dt_jax.training.train_step import make_train_call, replicate
@@ -83,18 +84,43 @@ def _train(config, workdir):
         else:
             state = jax.jit(setup.first_state)(setup.given)
         placement = distributed.broadcast(setup.report_data(state))
-        feed = Feed(setup.sampler, placement, config.data.store_dtype)
+        state, metrics = replicate(state), setup.metrics(saved)
+        feed, call = _feed_and_call(setup, placement, state, metrics.step)
         if checkpoints:
             write_json(workdir / "config.json", config.to_dict())
-        _update(setup, feed, replicate(state), setup.metrics(saved), checkpoints)
+        with naming_memory(feed.placement):
+            _update(setup, feed, call, state, metrics, checkpoints)
 
 
-def _update(setup, feed, state, metrics, checkpoints):
+def _feed_and_call(setup, placement, state, step):
+    """Both checked against a device's memory, for the calls from `step` on.
+
+    Where the plan has promised too much, 'auto' takes the host, in all processes alike.
+    """
+    config = setup.config
+    counts = (count for _, count in setup.intervals().calls(step))
+    num_updates = max(counts, default=0)  # of the largest call
+    try:
+        with distributed.raise_everywhere():
+            feed = Feed(setup.sampler, placement, config.data.store_dtype)
+        call = make_train_call(
+            optimizer=setup.optimizer, seed=config.seed, fetch=feed.fetch, **setup.how()
+        )
+        with distributed.raise_everywhere():
+            feed.check_memory(call, state, num_updates)
+        return feed, call
+    except ValueError as error:
+        if placement == "host" or config.data.placement != "auto":
+            raise
+        setup.report_fallback(str(error).rpartition("; ")[0])
+    feed = call = None
+    gc.collect()  # the store, which a traceback may have held
+    return _feed_and_call(setup, "host", state, step)
+
+
+def _update(setup, feed, call, state, metrics, checkpoints):
     """Make the updates; in the first process also leave what a run leaves."""
     config, workdir = setup.config, setup.workdir
-    call = make_train_call(
-        optimizer=setup.optimizer, seed=config.seed, fetch=feed.fetch, **setup.how()
-    )
     held_out = writer = None
     if first := checkpoints is not None:
         held_out = setup.held_out and HeldOut(setup.held_out, setup.model, feed)

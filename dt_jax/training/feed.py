@@ -6,16 +6,19 @@ ahead. Placement 'device': the flat store lies on every device, and only row num
 sent. Either way the train call makes the same `Batch` of them with `Feed.fetch`.
 """
 
+import math
 import queue
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.experimental.layout import Format, Layout
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 
 from dt_jax.data.segments import ACTION_PADDING, Batch, SegmentSampler, normalize
 
@@ -23,13 +26,16 @@ PLACEMENTS = ("auto", "host", "device")
 STORE_DTYPES = ("float32", "bfloat16")
 CALLS_AHEAD = 4  # one being computed, one waiting for it, one ready, one being made
 DEVICE_SHARE = 0.8  # of a device's memory that 'auto' gives to store and state
+BLOCK_BYTES = 1 << 28  # of the store that are sent at once
+TPU_COLUMNS = 128  # a TPU keeps rows in multiples of so many
 
 
 class Store(NamedTuple):
     """The flat store on a device: NxS, NxA, N and N float32, returns-to-go scaled.
 
-    States in bfloat16 are normalised by `state_mean` and `state_std` (S): of raw money
-    its eight bits would keep nothing that matters.
+    It lies there row by row, as `gather_resident` reads it. States in bfloat16 are
+    normalised by `state_mean` and `state_std` (S): of raw money its eight bits would
+    keep nothing that matters.
     """
 
     states: jax.Array
@@ -52,6 +58,7 @@ class Feed:
     """Gives `make_train_call` its store and its items.
 
     Attributes:
+      placement: 'host' or 'device'.
       store: the first argument of `fetch`, the same in every call.
       fetch: (store, item) -> Batch, traced into the train call.
       gather: (sampler, episodes_B, starts_B) -> what `fetch` makes a Batch of; for any
@@ -60,8 +67,13 @@ class Feed:
 
     def __init__(self, sampler: SegmentSampler, placement: str, store_dtype: str):
         """`placement` is 'host' or 'device', see `choose_placement`; a store on the
-        device keeps its states in `store_dtype`."""
-        self._sampler = sampler
+        device keeps its states in `store_dtype`.
+
+        Raises:
+          ValueError: the batch does not divide by the devices, or the store does not
+            fit into a device's memory.
+        """
+        self.placement, self._sampler = placement, sampler
         local = jax.local_devices()
         self._per_device = _per_device(sampler.batch_size)
         self._first = jax.process_index() * len(local) * self._per_device
@@ -70,11 +82,10 @@ class Feed:
         self._split = NamedSharding(mesh, PartitionSpec("devices"))
         if placement == "device":
             everywhere = NamedSharding(mesh, PartitionSpec())
-            self.store = _resident(sampler, everywhere, store_dtype)
+            with naming_memory(placement):
+                self.store = _resident(sampler, everywhere, store_dtype)
             self.fetch = gather_resident
-            self.gather = lambda sampler, *draw: Segments(
-                *(part.astype(np.int32) for part in sampler.layout(*draw))
-            )
+            self.gather = segments
         else:
             self.store = ()
             self.fetch = lambda _, batch: batch
@@ -120,6 +131,32 @@ class Feed:
             closed.set()
             thread.join()
 
+    def check_memory(self, call: Callable, state, num_updates: int) -> None:
+        """Compile a call of so many updates and see that a device has room for it.
+
+        Nothing runs, and the call itself need not compile again. Where a device does
+        not tell its memory, as a CPU, nothing is done.
+
+        Raises:
+          ValueError: the call and the items sent ahead need more than there is.
+        """
+        limit = _memory_limit()
+        if not (limit and num_updates):
+            return
+        item = self._item(0, num_updates)
+        with naming_memory(self.placement):
+            compiled = call.lower(state, self.store, item).compile()
+            jax.block_until_ready(self.store)
+        needed = bytes_of_call(compiled) + (CALLS_AHEAD - 1) * sum(
+            leaf.addressable_data(0).nbytes for leaf in jax.tree.leaves(item)
+        )
+        if needed > limit:
+            raise ValueError(
+                _too_large(
+                    self.placement, f"{needed / 1e9:.1f} of {limit / 1e9:.1f} GB"
+                )
+            )
+
     def _item(self, step, num_updates):
         mine = slice(self._first, self._first + self._num_local * self._per_device)
         draws = [self._sampler.draw(step + update) for update in range(num_updates)]
@@ -136,6 +173,14 @@ class Feed:
             ),
             flat,
         )
+
+
+def segments(
+    sampler: SegmentSampler, episodes_B: np.ndarray, starts_B: np.ndarray
+) -> Segments:
+    """What `gather_resident` needs of a batch, in the place of its steps."""
+    layout = sampler.layout(episodes_B, starts_B)
+    return Segments(*(part.astype(np.int32) for part in layout))
 
 
 def gather_resident(store: Store, segments: Segments) -> Batch:
@@ -165,7 +210,7 @@ def memory_plan(
     """Bytes on one device (and on the host) for each placement.
 
     Counts what stays: the train state (`state_bytes`), the calls sent ahead, and the
-    store. The temporaries of an update come on top.
+    store. The temporaries of an update come on top: `Feed.check_memory`.
 
     Raises:
       ValueError: the batch does not divide by the devices, or no such `store_dtype`.
@@ -177,7 +222,7 @@ def memory_plan(
     trajectories = sampler.trajectories
     num_rows, state_dim = trajectories.states.shape
     step_bytes = 4 * (state_dim + trajectories.act_dim + 2)
-    saved_bytes = (4 - jnp.dtype(store_dtype).itemsize) * state_dim
+    store = store_shapes(num_rows, state_dim, trajectories.act_dim, store_dtype)
     steps_ahead = (
         CALLS_AHEAD
         * updates_per_call
@@ -194,8 +239,7 @@ def memory_plan(
             "host_bytes": steps_ahead * 12 * jax.local_device_count(),
             "device_bytes": state_bytes
             + steps_ahead * 12
-            + num_rows * (step_bytes - saved_bytes)
-            + 4 * 2 * state_dim,
+            + sum(map(_device_bytes, store)),
         },
     }
 
@@ -205,24 +249,105 @@ def choose_placement(placement: str, plan: dict) -> tuple[str, str]:
 
     'auto' takes 'device' where the store fits into a device's own memory; a CPU has
     none, its 'device' would be a second copy beside the page cache.
+
+    Raises:
+      ValueError: no such `placement`, or the store on the device exceeds its memory.
     """
     if placement not in PLACEMENTS:
         raise ValueError(
             f"placement={placement!r}: expected one of {', '.join(PLACEMENTS)}"
         )
+    limit, needed = _memory_limit(), plan["device"]["device_bytes"]
+    if placement == "device" and limit and needed > limit:
+        raise ValueError(
+            _too_large(placement, f"{needed / 1e9:.1f} of {limit / 1e9:.1f} GB")
+        )
     if placement != "auto":
         return placement, f"placement={placement}"
-    device = jax.local_devices()[0]
-    stats = device.memory_stats()
-    if device.platform == "cpu" or not stats:
+    if not limit:
         return "host", "a CPU reads the store where it lies"
-    limit, needed = stats["bytes_limit"], plan["device"]["device_bytes"]
     fits = needed <= DEVICE_SHARE * limit
     return (
         "device" if fits else "host",
         f"{needed / 1e9:.1f} GB {'fit' if fits else 'do not fit'} into "
         f"{DEVICE_SHARE:.0%} of the device's {limit / 1e9:.1f} GB",
     )
+
+
+def store_shapes(
+    num_rows: int,
+    state_dim: int,
+    act_dim: int,
+    store_dtype: str,
+    sharding: Sharding | None = None,
+) -> Store:
+    """The arrays of a `Store`: shapes, dtypes, and with a sharding where and how.
+
+    Left to itself a TPU keeps a matrix of 3,941 columns column by column, which pads
+    less; each call would copy the whole store into rows before it gathers any.
+    """
+
+    def array(*shape, dtype=jnp.float32):
+        by_rows = sharding and Format(Layout(tuple(range(len(shape)))), sharding)
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=by_rows)
+
+    return Store(
+        states=array(num_rows, state_dim, dtype=store_dtype),
+        state_mean=array(state_dim),
+        state_std=array(state_dim),
+        actions=array(num_rows, act_dim),
+        rewards=array(num_rows),
+        returns_to_go=array(num_rows),
+    )
+
+
+def bytes_of_call(compiled) -> int:
+    """That a compiled call needs on one device while it runs."""
+    memory = compiled.memory_analysis()
+    return (
+        memory.argument_size_in_bytes
+        + memory.output_size_in_bytes
+        - memory.alias_size_in_bytes
+        + memory.temp_size_in_bytes
+        + memory.generated_code_size_in_bytes
+    )
+
+
+@contextmanager
+def naming_memory(placement: str) -> Iterator[None]:
+    """Within it, memory that a device does not have is a ValueError of one line."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        cause = str(error).splitlines()[0][:200]
+        raise ValueError(_too_large(placement, cause)) from error
+
+
+def _too_large(placement, cause):
+    ways_out = {
+        "device": "placement=host or store_dtype=bfloat16 needs less",
+        "host": "updates_per_call=1 or a smaller batch needs less",
+    }
+    return (
+        f"placement={placement} needs more memory than a device has: {cause}; "
+        f"{ways_out[placement]}"
+    )
+
+
+def _memory_limit() -> int:
+    """Bytes of a device's own memory; 0 where it has none or does not tell."""
+    device = jax.local_devices()[0]
+    stats = device.memory_stats()
+    return stats["bytes_limit"] if stats and device.platform != "cpu" else 0
+
+
+def _device_bytes(array) -> int:
+    *rows, columns = array.shape
+    if jax.local_devices()[0].platform == "tpu":
+        columns += -columns % TPU_COLUMNS
+    return math.prod(rows) * columns * array.dtype.itemsize
 
 
 def _per_device(batch_size) -> int:
@@ -238,30 +363,40 @@ def _per_device(batch_size) -> int:
 
 
 def _resident(sampler, everywhere, store_dtype) -> Store:
-    """Send the store piece by piece: the host never holds a second copy of it."""
+    """Send the store block by block: host and device never hold a second copy of it."""
     trajectories = sampler.trajectories
     state_mean, state_std = trajectories.state_mean, trajectories.state_std
+    shapes = store_shapes(
+        *trajectories.states.shape, trajectories.act_dim, store_dtype, everywhere
+    )
 
-    @partial(jax.jit, donate_argnums=0)
-    def fill(whole_NxW, block_MxW, offset):
-        if whole_NxW.dtype != jnp.float32:
-            block_MxW = normalize(block_MxW, state_mean, state_std)
-        block_MxW = block_MxW.astype(whole_NxW.dtype)
-        return jax.lax.dynamic_update_slice(whole_NxW, block_MxW, (offset, 0))
+    def send(rows, shape):
+        @partial(jax.jit, donate_argnums=0, out_shardings=shape.format)
+        def fill(whole_NxW, block_MxW, offset):
+            if whole_NxW.dtype != jnp.float32:
+                block_MxW = normalize(block_MxW, state_mean, state_std)
+            block_MxW = block_MxW.astype(whole_NxW.dtype)
+            return jax.lax.dynamic_update_slice(whole_NxW, block_MxW, (offset, 0))
 
-    def send(rows, dtype):
-        zeros = partial(jnp.zeros, rows.shape, dtype)
-        whole_NxW = jax.jit(zeros, out_shardings=everywhere)()
+        zeros = partial(jnp.zeros, shape.shape, shape.dtype)
+        whole_NxW = jax.jit(zeros, out_shardings=shape.format)()
+        at_once = max(1, BLOCK_BYTES // (4 * shape.shape[1]))
         for offset, piece in zip(rows.offsets, rows.pieces, strict=False):
-            block_MxW = jax.device_put(piece.astype(np.float32, copy=False), everywhere)
-            whole_NxW = fill(whole_NxW, block_MxW, int(offset))
+            for start in range(0, len(piece), at_once):
+                # The last block overlaps the one before: all have the same shape.
+                start = max(0, min(start, len(piece) - at_once))
+                block_MxW = piece[start : start + at_once]
+                block_MxW = block_MxW.astype(np.float32, copy=False)
+                block_MxW = jax.device_put(block_MxW, everywhere)
+                whole_NxW = fill(whole_NxW, block_MxW, int(offset) + start)
+                jax.block_until_ready(whole_NxW)  # else all blocks would lie there
         return whole_NxW
 
     return Store(
-        states=send(trajectories.states, store_dtype),
+        states=send(trajectories.states, shapes.states),
         state_mean=jax.device_put(state_mean, everywhere),
         state_std=jax.device_put(state_std, everywhere),
-        actions=send(trajectories.actions, "float32"),
+        actions=send(trajectories.actions, shapes.actions),
         rewards=jax.device_put(trajectories.rewards, everywhere),
         returns_to_go=jax.device_put(sampler.returns_to_go, everywhere),
     )

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dt_jax.commands import setup
 from dt_jax.commands import train as command
 from dt_jax.commands.inspect import inspect
 from dt_jax.commands.setup import SIMULATED_MARKET, Setup, is_free
@@ -26,6 +27,7 @@ from dt_jax.data.readers import load_trajectories, save_trajectories
 from dt_jax.data.segments import SegmentSampler
 from dt_jax.model.decision_transformer import DecisionTransformer, init_params
 from dt_jax.system.files import locked
+from dt_jax.training import feed
 from dt_jax.training.checkpoint import Checkpoints, load_trained
 from dt_jax.training.feed import Feed
 from dt_jax.training.metrics import read_metrics
@@ -487,6 +489,57 @@ def test_logging_saving_placement_and_evaluation_may_change(copy, dataset, capsy
     others = {"data.path", "eval.environment", "log.wandb"}
     free = {key for key in flat(default_config()) if is_free(key)}
     assert changes.keys() | others == free
+
+
+@pytest.fixture(params=["placing", "compiling"])
+def too_small(request, monkeypatch):
+    """A device with less memory than the plan of `placement=auto` has found there."""
+
+    def exhaust(*_):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: no room\nin detail")
+
+    if request.param == "placing":
+        monkeypatch.setattr(feed, "_resident", exhaust)
+        cause = "RESOURCE_EXHAUSTED: no room"
+    else:
+        needs = iter([3e9, 0])
+        monkeypatch.setattr(feed, "_memory_limit", lambda: 2e9)
+        monkeypatch.setattr(feed, "bytes_of_call", lambda _: next(needs))
+        cause = "3.0 of 2.0 GB"
+    return f"placement=device needs more memory than a device has: {cause}"
+
+
+def test_auto_takes_the_host_where_the_store_proves_too_large(
+    complete, dataset, tmp_path, monkeypatch, capsys, too_small
+):
+    fits = "device", "8.7 GB fit"
+    monkeypatch.setattr(setup, "choose_placement", lambda *_: fits)
+    train(make_config(dataset), tmp_path)
+    report = json.loads((tmp_path / "data_report.json").read_text())
+    assert report["placement"] == f"host ({too_small})"
+    printed = re.findall(r"^  placement: (.+)$", capsys.readouterr().out, re.MULTILINE)
+    assert printed == ["device (8.7 GB fit)", f"host ({too_small})"]
+    assert_ends_alike(tmp_path, complete)
+
+
+def test_a_store_asked_for_that_proves_too_large_is_refused(
+    dataset, tmp_path, too_small
+):
+    with pytest.raises(ValueError) as caught:  # noqa: PT011 (compared as a whole below)
+        train(make_config(dataset, **{"data.placement": "device"}), tmp_path)
+    assert str(caught.value) == (
+        f"data.{too_small}; data.placement=host or data.store_dtype=bfloat16 needs less"
+    )
+    assert not (tmp_path / "config.json").exists()
+
+
+def test_memory_exhausted_by_an_update_is_one_line(dataset, tmp_path, monkeypatch):
+    def exhaust(*_, **__):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: no room")
+
+    monkeypatch.setattr(command, "run_updates", exhaust)
+    with pytest.raises(ValueError, match=r"^data.placement=host needs .+: RESOURCE_"):
+        train(make_config(dataset), tmp_path)
 
 
 def test_other_dims_are_refused_and_named(copy, tmp_path):

@@ -11,17 +11,22 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.experimental.layout import Format, Layout
 
 from dt_jax.data.segments import Batch, SegmentSampler, normalize
 from dt_jax.data.trajectories import Trajectories
 from dt_jax.model.decision_transformer import Prediction
+from dt_jax.training import feed as feed_module
 from dt_jax.training.feed import (
     CALLS_AHEAD,
     STORE_DTYPES,
     Feed,
     Segments,
+    bytes_of_call,
     choose_placement,
     memory_plan,
+    naming_memory,
+    store_shapes,
 )
 from dt_jax.training.train_step import init_state, make_train_call, replicate
 
@@ -30,13 +35,13 @@ LENGTHS = np.array([1, 7, 2, 5, 3, 9, 4, 1])
 U, G = 3, 4
 
 
-def make_sampler(batch_size=8, context_length=4):
+def make_sampler(batch_size=8, context_length=4, state_dim=3):
     """Ragged trajectories of float64, in three pieces."""
     generator = np.random.default_rng(0)
     pieces = np.split(LENGTHS, [2, 5])
     sizes = [piece.sum() for piece in pieces]
     trajectories = Trajectories.from_arrays(
-        [generator.normal(size=(size, 3)) for size in sizes],
+        [generator.normal(size=(size, state_dim)) for size in sizes],
         [generator.uniform(-1, 1, size=(size, 2)) for size in sizes],
         generator.normal(size=LENGTHS.sum()),
         starts=np.cumsum(LENGTHS) - LENGTHS,
@@ -94,6 +99,37 @@ def test_each_device_holds_its_own_share(feed):
         assert shards == list(zip(jax.local_devices(), range(G), strict=True))
 
 
+@pytest.mark.parametrize("state_dim", [3, 128, 130])
+@pytest.mark.parametrize("rows_at_once", [1, 4, 1000])
+def test_a_store_sent_in_blocks_is_the_rows_of_the_sampler(
+    monkeypatch, state_dim, rows_at_once
+):
+    monkeypatch.setattr(feed_module, "BLOCK_BYTES", 4 * state_dim * rows_at_once)
+    sampler = make_sampler(state_dim=state_dim)
+    store = Feed(sampler, "device", "float32").store
+    expected = np.concatenate(sampler.trajectories.states.pieces).astype(np.float32)
+    np.testing.assert_array_equal(store.states, expected)
+
+
+def test_a_store_lies_as_its_shapes_say(monkeypatch):
+    """Row by row, which is what a CPU does anyway: so here the other way round."""
+
+    def by_columns(*dims):
+        order = Layout(major_to_minor=(1, 0))
+        return store_shapes(*dims)._replace(
+            states=jax.ShapeDtypeStruct(
+                (32, 3), dims[3], sharding=Format(order, dims[4])
+            )
+        )
+
+    expected = Feed(make_sampler(), "device", "float32").store
+    assert expected.states.format.layout.major_to_minor == (0, 1)
+    monkeypatch.setattr(feed_module, "store_shapes", by_columns)
+    found = Feed(make_sampler(), "device", "float32").store
+    assert found.states.format.layout.major_to_minor == (1, 0)
+    np.testing.assert_array_equal(found.states, expected.states)
+
+
 def linear_model(variables, states, actions, returns_to_go, timesteps, **_):
     """In the place of a model, quick to compile: linear in all that is fed."""
     times = timesteps[..., None].astype(states.dtype)
@@ -101,19 +137,25 @@ def linear_model(variables, states, actions, returns_to_go, timesteps, **_):
     return Prediction(inputs @ variables["params"], None, None)
 
 
+def linear_call(feed):
+    """A train call of that model, and its first state."""
+    optimizer = optax.sgd(0.001)
+    call = make_train_call(
+        SimpleNamespace(apply=linear_model),
+        optimizer,
+        state_mean=np.ones(3, np.float32),
+        state_std=np.ones(3, np.float32),
+        seed=0,
+        fetch=feed.fetch,
+    )
+    return call, replicate(init_state(jnp.zeros((7, 2)), optimizer))
+
+
 def test_losses_do_not_depend_on_the_placement():
     losses = {}
     for placement in ("host", "device"):
-        feed, optimizer = Feed(make_sampler(), placement, "float32"), optax.sgd(0.001)
-        call = make_train_call(
-            SimpleNamespace(apply=linear_model),
-            optimizer,
-            state_mean=np.ones(3, np.float32),
-            state_std=np.ones(3, np.float32),
-            seed=0,
-            fetch=feed.fetch,
-        )
-        state = replicate(init_state(jnp.zeros((7, 2)), optimizer))
+        feed = Feed(make_sampler(), placement, "float32")
+        call, state = linear_call(feed)
         losses[placement] = []
         with closing(feed.items([(0, U), (U, U)])) as items:
             for item in items:
@@ -201,6 +243,102 @@ def test_memory_plan_counts_the_bytes_of_items_and_store(store_dtype):
         assert planned["device_bytes"] == sent
 
 
+def test_on_a_tpu_the_plan_counts_rows_of_128_columns(monkeypatch):
+    def planned(platform, state_dim):
+        fake_device(monkeypatch, platform, None)
+        sampler = make_sampler(state_dim=state_dim)
+        plan = memory_plan(sampler, updates_per_call=1, state_bytes=0, **dtype)
+        return plan["device"]["device_bytes"]
+
+    dtype = {"store_dtype": "bfloat16"}
+    # Of the 32 rows: bfloat16 states 3 -> 128 columns, float32 actions 2 -> 128. Mean
+    # and std 3 -> 128 each, rewards and returns-to-go are 32 -> 128 numbers.
+    more = 32 * (2 * 125 + 4 * 126) + 2 * 4 * 125 + 2 * 4 * 96
+    assert planned("tpu", 3) - planned("gpu", 3) == more
+    assert planned("tpu", 128) - planned("gpu", 128) == 32 * 4 * 126 + 2 * 4 * 96
+    assert planned("tpu", 129) - planned("tpu", 128) == 32 * 2 * 128 + 2 * 4 * 128
+
+
+@pytest.mark.parametrize("placement", ["host", "device"])
+def test_the_compiled_call_takes_the_bytes_of_the_plan(placement):
+    sampler = make_sampler()
+    feed = Feed(sampler, placement, "float32")
+    call, state = linear_call(feed)
+    item = feed._item(0, U)
+    state_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+    plan = memory_plan(sampler, U, state_bytes, store_dtype="float32")[placement]
+    ahead = sum(leaf.addressable_data(0).nbytes for leaf in jax.tree.leaves(item))
+    compiled = call.lower(state, feed.store, item).compile()
+    memory = compiled.memory_analysis()
+    planned = plan["device_bytes"] - (CALLS_AHEAD - 1) * ahead
+    if placement == "device":
+        # XLA drops what nothing reads: rewards and, in float32, the mean and the std.
+        planned -= 4 * 32 + 2 * 4 * 3
+    else:
+        planned -= 4 * U * (8 // G) * 4  # the rewards again
+    assert memory.argument_size_in_bytes == planned
+    assert memory.alias_size_in_bytes == state_bytes  # donated
+    losses = 2 * 4 * U
+    temporaries = memory.temp_size_in_bytes + memory.generated_code_size_in_bytes
+    assert bytes_of_call(compiled) >= planned + losses + temporaries
+
+
+@pytest.mark.parametrize("placement", ["host", "device"])
+def test_a_call_is_refused_where_a_device_lacks_one_byte(monkeypatch, placement):
+    feed = Feed(make_sampler(), placement, "float32")
+    call, state = linear_call(feed)
+    item = feed._item(0, U)
+    ahead = sum(leaf.addressable_data(0).nbytes for leaf in jax.tree.leaves(item))
+    needed = bytes_of_call(call.lower(state, feed.store, item).compile())
+    needed += (CALLS_AHEAD - 1) * ahead
+    monkeypatch.setattr(feed_module, "_memory_limit", lambda: needed)
+    feed.check_memory(call, state, U)
+    monkeypatch.setattr(feed_module, "_memory_limit", lambda: needed - 1)
+    with pytest.raises(ValueError, match=r"needs more memory than a device has: "):
+        feed.check_memory(call, state, U)
+    monkeypatch.setattr(feed_module, "_memory_limit", lambda: 0)  # as a CPU
+    feed.check_memory(call, state, U)
+
+
+def test_a_checked_call_is_not_traced_again(monkeypatch):
+    feed, traced = Feed(make_sampler(), "device", "float32"), []
+
+    def fetch(store, item, whole=feed.fetch):
+        traced.append(item)
+        return whole(store, item)
+
+    feed.fetch = fetch
+    call, state = linear_call(feed)
+    monkeypatch.setattr(feed_module, "_memory_limit", lambda: 10**9)
+    feed.check_memory(call, state, U)
+    times = len(traced)
+    assert times > 0
+    with closing(feed.items([(0, U)])) as items:
+        jax.block_until_ready(call(state, feed.store, next(items)))
+    assert len(traced) == times
+
+
+@pytest.mark.parametrize(
+    ("placement", "ways_out"),
+    [
+        ("device", "placement=host or store_dtype=bfloat16 needs less"),
+        ("host", "updates_per_call=1 or a smaller batch needs less"),
+    ],
+)
+def test_exhausted_memory_is_one_line(placement, ways_out):
+    with pytest.raises(ValueError) as caught, naming_memory(placement):  # noqa: PT011
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory: 9G.\nSee")
+    assert str(caught.value) == (
+        f"placement={placement} needs more memory than a device has: "
+        f"RESOURCE_EXHAUSTED: Out of memory: 9G.; {ways_out}"
+    )
+    with (
+        pytest.raises(jax.errors.JaxRuntimeError, match=r"^INTERNAL"),
+        naming_memory(placement),
+    ):
+        raise jax.errors.JaxRuntimeError("INTERNAL: another fault")
+
+
 def test_a_store_in_bfloat16_keeps_the_digits_of_normalised_states():
     generator = np.random.default_rng(1)
     states_NxS = 1e6 + generator.normal(size=(40, 3)) * [1.0, 10.0, 0.0]
@@ -263,6 +401,19 @@ def test_a_placement_asked_for_is_taken(placement):
     plan = {"device": {"device_bytes": 10**15}}
     expected = placement, f"placement={placement}"
     assert choose_placement(placement, plan) == expected
+
+
+def test_a_store_that_exceeds_the_memory_is_refused(monkeypatch):
+    fake_device(monkeypatch, "tpu", {"bytes_limit": 15.75e9})
+    plan = {"device": {"device_bytes": 17.2e9}}
+    with pytest.raises(ValueError) as caught:  # noqa: PT011 (compared as a whole below)
+        choose_placement("device", plan)
+    assert str(caught.value) == (
+        "placement=device needs more memory than a device has: 17.2 of 15.8 GB; "
+        "placement=host or store_dtype=bfloat16 needs less"
+    )
+    assert choose_placement("auto", plan)[0] == "host"
+    assert choose_placement("host", plan)[0] == "host"
 
 
 def test_an_unknown_placement_is_named():
