@@ -98,7 +98,7 @@ def lower_call(devices, changes, num_rows=NUM_ROWS):
         call = make_train_call(
             optimizer=setup.optimizer, seed=config.seed, fetch=fetch, **setup.how()
         )
-    state = jax.eval_shape(setup.first_state, None)
+    state = setup.first_state.eval_shape(None)
     return call.lower(state, store if on_device else (), items)
 
 

@@ -175,21 +175,20 @@ def our_updates(path, waits, changes):
 
     from dt_jax.commands.setup import Setup
     from dt_jax.config import default_config
-    from dt_jax.training.feed import Feed, choose_placement, memory_plan
+    from dt_jax.training.feed import Feed
     from dt_jax.training.train_step import make_train_call, replicate
 
     config = default_config()
     config.data.path, config.train.max_steps = str(path), 100_000
     config.update_from_flattened_dict(changes)
-    setup, store_dtype = Setup(config, path), config.data.store_dtype
-    plan = memory_plan(setup.sampler, config.train.updates_per_call, 0, store_dtype)
-    placement, _ = choose_placement(config.data.placement, plan)
-    feed = Feed(setup.sampler, placement, store_dtype)
+    setup = Setup(config, path)
+    placement = setup.placement().name
+    feed = Feed(setup.sampler, placement, config.data.store_dtype)
     call = make_train_call(
         optimizer=setup.optimizer, seed=0, fetch=feed.fetch, **setup.how()
     )
-    state, running = replicate(jax.jit(setup.first_state)(None)), None
-    with closing(feed.items(setup.intervals().calls(0))) as items:
+    state, running = replicate(setup.first_state(None)), None
+    with closing(feed.items(setup.intervals(placement).calls(0))) as items:
         while True:
             asked = time.perf_counter()
             item = next(items)

@@ -520,7 +520,7 @@ WRONG += [
         ("optimizer.lr_scheduler_type", "polynomial", "expected one of linear"),
         ("train.batch_size", 0, "at least 1"),
         ("train.batch_size", 6, "4 and 8"),
-        ("train.updates_per_call", 0, "at least 1"),
+        ("train.updates_per_call", -1, "0 (the best) or more"),
         ("train.logging_steps", 0, "at least 1"),
         ("train.save_steps", 0, "at least 1"),
         ("train.save_total_limit", 0, "at least 1"),

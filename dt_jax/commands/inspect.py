@@ -3,7 +3,6 @@
 
 from pathlib import Path
 
-import jax
 from ml_collections import ConfigDict
 
 from dt_jax.commands.setup import Setup
@@ -18,4 +17,4 @@ def inspect(config: ConfigDict, workdir: Path) -> None:
       ValueError, FileNotFoundError: the config or the data are at fault.
     """
     setup = Setup(config, workdir)
-    setup.report_data(jax.eval_shape(setup.first_state, setup.given))
+    setup.report_data(setup.placement())

@@ -23,11 +23,16 @@ from dt_jax.model.decision_transformer import (
 )
 from dt_jax.reporting.data_report import data_report, describe_data
 from dt_jax.system import distributed
-from dt_jax.system.files import locked, read_json, write_json
+from dt_jax.system.files import locked, write_json
 from dt_jax.system.process import compute_deterministically
 from dt_jax.trading.simulation import simulated_episodes
 from dt_jax.training.checkpoint import load_trained
-from dt_jax.training.feed import choose_placement, memory_plan
+from dt_jax.training.feed import (
+    Placement,
+    best_updates_per_call,
+    choose_placement,
+    memory_plan,
+)
 from dt_jax.training.loop import Intervals
 from dt_jax.training.metrics import RunningMetrics
 from dt_jax.training.optimizer import make_optimizer, make_schedule
@@ -93,7 +98,12 @@ class Setup:
                 f"data.max_ep_len={data.max_ep_len}: the table has no row for the last "
                 "timesteps"
             )
-        positive = ("updates_per_call", "logging_steps", "save_steps")
+        if config.train.updates_per_call < 0:
+            raise ValueError(
+                f"train.updates_per_call={config.train.updates_per_call}: expected 0 "
+                "(the best) or more"
+            )
+        positive = ("logging_steps", "save_steps")
         epochs = ("num_train_epochs",) if config.train.max_steps <= 0 else ()
         for key in (*positive, "save_total_limit", "max_bad_updates", *epochs):
             if config.train[key] < 1:
@@ -110,7 +120,10 @@ class Setup:
         path = data.path or _simulated_market(workdir)
         with distributed.timed(f"reading {path}"):
             self.trajectories = load_trajectories(
-                path, split_on_dones=data.split_on_dones, discount=data.discount
+                path,
+                split_on_dones=data.split_on_dones,
+                discount=data.discount,
+                wait=False,  # values are checked while XLA compiles: see report_data
             )
         training, held_out = self.trajectories.split(data.validation_fraction)
         make_sampler = partial(
@@ -142,11 +155,6 @@ class Setup:
             if config.train.max_steps > 0
             else config.train.num_train_epochs * self.steps_per_epoch
         )
-        # Refused here if at all: before anything is written.
-        plan = memory_plan(
-            self.sampler, config.train.updates_per_call, 0, data.store_dtype
-        )
-        choose_placement(data.placement, plan)
         optimizer = config.optimizer
         self.schedule = make_schedule(
             total_steps=self.total_steps,
@@ -155,8 +163,11 @@ class Setup:
             lr_scheduler_type=optimizer.lr_scheduler_type,
         )
         self.optimizer = make_optimizer(total_steps=self.total_steps, **optimizer)
+        self.first_state = jax.jit(self._first_state)  # of `given`
+        # Refused here if at all: before anything is written.
+        self.placement()
 
-    def first_state(self, given: dict | None) -> TrainState:
+    def _first_state(self, given: dict | None) -> TrainState:
         """Of the given weights, or when there are none of weights drawn by the seed."""
         if given is None:
             given = init_params(self.model, jax.random.key(self.config.seed))
@@ -176,11 +187,11 @@ class Setup:
             saved=saved,
         )
 
-    def intervals(self) -> Intervals:
+    def intervals(self, placement: str) -> Intervals:
         train = self.config.train
         return Intervals(
             total_steps=self.total_steps,
-            updates_per_call=train.updates_per_call,
+            updates_per_call=train.updates_per_call or best_updates_per_call(placement),
             logging_steps=train.logging_steps,
             save_steps=train.save_steps,
             validates=self.held_out is not None,
@@ -212,38 +223,41 @@ class Setup:
             "fingerprint": self.trajectories.fingerprint(),
         }
 
-    def report_data(self, state: TrainState) -> str:
-        """Print and save the data report; returns where the store will lie."""
-        state_bytes = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
+    def placement(self) -> Placement:
+        """Where the store is to lie."""
+        leaves = jax.tree.leaves(self.first_state.eval_shape(self.given))
+        state_bytes = sum(x.size * x.dtype.itemsize for x in leaves)
+        data, train = self.config.data, self.config.train
         plan = memory_plan(
-            self.sampler,
-            self.config.train.updates_per_call,
-            state_bytes,
-            self.config.data.store_dtype,
+            self.sampler, train.updates_per_call, state_bytes, data.store_dtype
         )
-        placement, reason = choose_placement(self.config.data.placement, plan)
+        return choose_placement(data.placement, plan)
+
+    def report_data(self, placement: Placement) -> None:
+        """Print and save the data report, once all values are checked.
+
+        Raises:
+          ValueError: one of them is at fault.
+        """
+        self.trajectories.facts()
         if jax.process_index() == 0:
             facts = data_report(
                 self.sampler,
                 whole=self.trajectories,
                 action_tanh=self.config.model.action_tanh,
-                placement=f"{placement} ({reason})",
-                plan=plan,
+                placement=f"{placement.name} ({placement.reason})",
+                plan=placement.plan,
             )
             print(describe_data(facts), flush=True)
             write_json(self.workdir / "data_report.json", facts)
-        return placement
-
-    def report_fallback(self, reason: str) -> None:
-        """Print and save that the store lies on the host after all."""
-        if jax.process_index() == 0:
-            path, placement = self.workdir / "data_report.json", f"host ({reason})"
-            print(f"  placement: {placement}", flush=True)
-            write_json(path, read_json(path) | {"placement": placement})
 
 
 def check_same_start(setup: Setup) -> None:
     """Refuse to train with processes that were given other values or other data."""
+    if jax.process_count() == 1:
+        return
+    with distributed.raise_everywhere():
+        setup.trajectories.facts()
     mine = flatten(setup.config.to_dict())
     mine |= {"data": setup.trajectories.fingerprint()}
     firsts = distributed.broadcast(mine)

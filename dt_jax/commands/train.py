@@ -20,7 +20,7 @@ from dt_jax.reporting.run_summary import describe_run
 from dt_jax.system import distributed
 from dt_jax.system.files import locked, read_json, write_json
 from dt_jax.training.checkpoint import Checkpoints, unflatten
-from dt_jax.training.feed import Feed, naming_memory
+from dt_jax.training.feed import Feed, Placement, naming_memory
 from dt_jax.training.loop import describe_bad_updates, run_updates
 from dt_jax.training.metrics import MetricWriter, read_metrics
 from dt_jax.training.train_step import make_train_call, replicate
@@ -78,44 +78,46 @@ def _train(config, workdir):
                 return
             if checkpoints:
                 checkpoints.set_aside_after(step)
-            expected = jax.eval_shape(setup.first_state, setup.given)
+            expected = setup.first_state.eval_shape(setup.given)
             state = unflatten({"state": expected}, checkpoint.arrays)["state"]
             distributed.print_once(f"{workdir}: going on from update {step:,}")
         else:
-            state = jax.jit(setup.first_state)(setup.given)
-        placement = distributed.broadcast(setup.report_data(state))
+            state = setup.first_state(setup.given)
+        placement = distributed.broadcast(setup.placement())
         state, metrics = replicate(state), setup.metrics(saved)
-        feed, call = _feed_and_call(setup, placement, state, metrics.step)
+        with distributed.timed("compiling"):
+            placement, feed, call = _compile(setup, placement, state, metrics.step)
+        with distributed.raise_everywhere():
+            setup.report_data(placement)
         if checkpoints:
             write_json(workdir / "config.json", config.to_dict())
-        with naming_memory(feed.placement):
+        with naming_memory(placement.name):
             _update(setup, feed, call, state, metrics, checkpoints)
 
 
-def _feed_and_call(setup, placement, state, step):
-    """Both checked against a device's memory, for the calls from `step` on.
+def _compile(setup, placement, state, step):
+    """The train call from `step` on and its feed, which a device has room for.
 
     Where the plan has promised too much, 'auto' takes the host, in all processes alike.
     """
     config = setup.config
-    counts = (count for _, count in setup.intervals().calls(step))
-    num_updates = max(counts, default=0)  # of the largest call
+    counts = (count for _, count in setup.intervals(placement.name).calls(step))
     try:
         with distributed.raise_everywhere():
-            feed = Feed(setup.sampler, placement, config.data.store_dtype)
+            feed = Feed(setup.sampler, placement.name, config.data.store_dtype)
         call = make_train_call(
             optimizer=setup.optimizer, seed=config.seed, fetch=feed.fetch, **setup.how()
         )
         with distributed.raise_everywhere():
-            feed.check_memory(call, state, num_updates)
-        return feed, call
+            feed.compile(call, state, max(counts, default=1))
+        return placement, feed, call
     except ValueError as error:
-        if placement == "host" or config.data.placement != "auto":
+        if placement.name == "host" or config.data.placement != "auto":
             raise
-        setup.report_fallback(str(error).rpartition("; ")[0])
+        reason = str(error).rpartition("; ")[0]
     feed = call = None
     gc.collect()  # the store, which a traceback may have held
-    return _feed_and_call(setup, "host", state, step)
+    return _compile(setup, Placement("host", reason, placement.plan), state, step)
 
 
 def _update(setup, feed, call, state, metrics, checkpoints):
@@ -139,7 +141,7 @@ def _update(setup, feed, call, state, metrics, checkpoints):
         state,
         call=call,
         feed=feed,
-        intervals=setup.intervals(),
+        intervals=setup.intervals(feed.placement),
         metrics=metrics,
         max_bad_updates=config.train.max_bad_updates,
         heartbeat_seconds=config.distributed.heartbeat_seconds,

@@ -29,7 +29,7 @@ from dt_jax.model.decision_transformer import DecisionTransformer, init_params
 from dt_jax.system.files import locked
 from dt_jax.training import feed
 from dt_jax.training.checkpoint import Checkpoints, load_trained
-from dt_jax.training.feed import Feed
+from dt_jax.training.feed import Feed, Placement
 from dt_jax.training.metrics import read_metrics
 from dt_jax.training.optimizer import make_optimizer
 from dt_jax.training.train_step import DEVICES, init_state, train_step
@@ -512,13 +512,16 @@ def too_small(request, monkeypatch):
 def test_auto_takes_the_host_where_the_store_proves_too_large(
     complete, dataset, tmp_path, monkeypatch, capsys, too_small
 ):
-    fits = "device", "8.7 GB fit"
-    monkeypatch.setattr(setup, "choose_placement", lambda *_: fits)
+    monkeypatch.setattr(
+        setup,
+        "choose_placement",
+        lambda _, plan: Placement("device", "8.7 GB fit", plan),
+    )
     train(make_config(dataset), tmp_path)
     report = json.loads((tmp_path / "data_report.json").read_text())
     assert report["placement"] == f"host ({too_small})"
     printed = re.findall(r"^  placement: (.+)$", capsys.readouterr().out, re.MULTILINE)
-    assert printed == ["device (8.7 GB fit)", f"host ({too_small})"]
+    assert printed == [f"host ({too_small})"]
     assert_ends_alike(tmp_path, complete)
 
 
@@ -721,7 +724,7 @@ def test_a_record_ends_a_call_only_when_data_is_held_out(dataset, tmp_path):
         changes = {"data.validation_fraction": fraction, "train.updates_per_call": 4}
         changes = HELD_OUT | changes
         return list(
-            Setup(make_config(dataset, **changes), tmp_path).intervals().calls(0)
+            Setup(make_config(dataset, **changes), tmp_path).intervals("host").calls(0)
         )
 
     assert calls(0.0) == [(0, 4), (4, 2), (6, 4), (10, 2), (12, 3)]

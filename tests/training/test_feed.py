@@ -22,6 +22,7 @@ from dt_jax.training.feed import (
     STORE_DTYPES,
     Feed,
     Segments,
+    best_updates_per_call,
     bytes_of_call,
     choose_placement,
     memory_plan,
@@ -243,6 +244,20 @@ def test_memory_plan_counts_the_bytes_of_items_and_store(store_dtype):
         assert planned["device_bytes"] == sent
 
 
+@pytest.mark.parametrize(
+    ("backend", "placement", "best"),
+    [("cpu", "device", 10), ("gpu", "device", 40), ("tpu", "host", 10)],
+)
+def test_calls_are_longer_where_the_store_lies_on_an_accelerator(
+    monkeypatch, backend, placement, best
+):
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    assert best_updates_per_call(placement) == best
+    sampler = make_sampler()
+    asked, found = (memory_plan(sampler, u, 0, "float32") for u in (best, 0))
+    assert found[placement] == asked[placement]
+
+
 def test_on_a_tpu_the_plan_counts_rows_of_128_columns(monkeypatch):
     def planned(platform, state_dim):
         fake_device(monkeypatch, platform, None)
@@ -292,15 +307,15 @@ def test_a_call_is_refused_where_a_device_lacks_one_byte(monkeypatch, placement)
     needed = bytes_of_call(call.lower(state, feed.store, item).compile())
     needed += (CALLS_AHEAD - 1) * ahead
     monkeypatch.setattr(feed_module, "_memory_limit", lambda: needed)
-    feed.check_memory(call, state, U)
+    feed.compile(call, state, U)
     monkeypatch.setattr(feed_module, "_memory_limit", lambda: needed - 1)
     with pytest.raises(ValueError, match=r"needs more memory than a device has: "):
-        feed.check_memory(call, state, U)
+        feed.compile(call, state, U)
     monkeypatch.setattr(feed_module, "_memory_limit", lambda: 0)  # as a CPU
-    feed.check_memory(call, state, U)
+    feed.compile(call, state, U)
 
 
-def test_a_checked_call_is_not_traced_again(monkeypatch):
+def test_a_compiled_call_is_not_traced_again():
     feed, traced = Feed(make_sampler(), "device", "float32"), []
 
     def fetch(store, item, whole=feed.fetch):
@@ -309,8 +324,7 @@ def test_a_checked_call_is_not_traced_again(monkeypatch):
 
     feed.fetch = fetch
     call, state = linear_call(feed)
-    monkeypatch.setattr(feed_module, "_memory_limit", lambda: 10**9)
-    feed.check_memory(call, state, U)
+    feed.compile(call, state, U)
     times = len(traced)
     assert times > 0
     with closing(feed.items([(0, U)])) as items:
@@ -390,7 +404,7 @@ def test_auto_takes_the_device_where_the_store_fits(
 ):
     fake_device(monkeypatch, platform, stats)
     plan = {"host": {"device_bytes": 10**12}, "device": {"device_bytes": 800}}
-    placement, reason = choose_placement("auto", plan)
+    placement, reason, _ = choose_placement("auto", plan)
     assert placement == expected
     if stats and platform != "cpu":
         assert ("do not fit" in reason) == (expected == "host")
@@ -399,7 +413,7 @@ def test_auto_takes_the_device_where_the_store_fits(
 @pytest.mark.parametrize("placement", ["host", "device"])
 def test_a_placement_asked_for_is_taken(placement):
     plan = {"device": {"device_bytes": 10**15}}
-    expected = placement, f"placement={placement}"
+    expected = placement, f"placement={placement}", plan
     assert choose_placement(placement, plan) == expected
 
 
