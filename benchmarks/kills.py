@@ -99,10 +99,11 @@ def start(workdir: Path, changes: dict) -> subprocess.Popen:
     """main.py, its words in a file beside the workdir."""
     environment = {
         **os.environ,
-        "JAX_COMPILATION_CACHE_DIR": str(workdir.parent / "compiled"),
+        "XDG_CACHE_HOME": str(workdir.parent),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "PYTHONUNBUFFERED": "1",
     }
+    environment.pop("JAX_COMPILATION_CACHE_DIR", None)
     flags = (f"--config.{key}={value}" for key, value in changes.items())
     command = ["main.py", "--config=configs/base.py", f"--workdir={workdir}", *flags]
     with words(workdir).open("wb") as file:
@@ -132,7 +133,7 @@ def start_and_kill(workdir: Path, changes: dict, kill: Kill) -> dict:
       RuntimeError: the run came to an end before.
     """
     if kill.aim == "compilation":  # else it would be read from the folder
-        for file in (workdir.parent / "compiled").glob("*-*"):
+        for file in (workdir.parent / "dt_jax").glob("*-*"):
             file.unlink()
     began = time.time_ns()
     process = start(workdir, changes)

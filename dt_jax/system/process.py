@@ -43,11 +43,13 @@ def give_back_memory() -> None:
 
 def keep_compiled() -> None:
     """To be called before JAX is imported, which reads the folder's name then."""
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ:
+        return  # the user's folder, perhaps other programs' too
     cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "dt_jax"
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(cache)
     os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(1 << 30))
     with suppress(OSError):  # of a folder that cannot be written: a start is slower
-        _mend(Path(os.environ["JAX_COMPILATION_CACHE_DIR"]))
+        _mend(cache)
 
 
 def compute_deterministically() -> None:

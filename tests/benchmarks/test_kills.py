@@ -18,8 +18,6 @@ from benchmarks.kills import (
 def test_a_killed_run_ends_like_one_left_alone(tmp_path, monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", "")
     monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-    # Nothing compiled before: one kill is to come while XLA compiles.
-    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "compiled"))
     changes = CHANGES | {"train.max_steps": 60}
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     finish(whole, changes)

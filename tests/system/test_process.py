@@ -61,24 +61,34 @@ def test_what_is_freed_goes_back_to_the_system():
     assert len(last) == 60_000
 
 
-def test_what_a_kill_cut_short_is_removed(tmp_path, monkeypatch):
-    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path))
+@pytest.fixture
+def compiled(tmp_path, monkeypatch):
+    """The folder of what is compiled, with a whole entry in it and half a one."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    for key in ("JAX_COMPILATION_CACHE_DIR", "JAX_COMPILATION_CACHE_MAX_SIZE"):
+        monkeypatch.setenv(key, "")  # so that it is as before in the end
+        monkeypatch.delenv(key)
+    folder = tmp_path / "dt_jax"
+    folder.mkdir()
     for name in ("whole-cache", "whole-atime", "half-cache", ".lockfile"):
-        (tmp_path / name).touch()
+        (folder / name).touch()
+    return folder
+
+
+def test_what_a_kill_cut_short_is_removed(compiled):
     keep_compiled()
-    names = {path.name for path in tmp_path.iterdir()}
+    assert Path(os.environ["JAX_COMPILATION_CACHE_DIR"]) == compiled
+    names = {path.name for path in compiled.iterdir()}
     assert names == {"whole-cache", "whole-atime", ".lockfile"}
 
 
-def test_the_users_folder_comes_before_ours(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    for key in ("JAX_COMPILATION_CACHE_DIR", "JAX_COMPILATION_CACHE_MAX_SIZE"):
-        monkeypatch.delenv(key, raising=False)
+def test_a_folder_of_the_users_is_left_alone(compiled, monkeypatch):
+    # Where its size has no limit, JAX writes no atime: each entry looks like half a one.
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(compiled))
     keep_compiled()
-    assert Path(os.environ["JAX_COMPILATION_CACHE_DIR"]) == tmp_path / "dt_jax"
-    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "elsewhere")
-    keep_compiled()
-    assert os.environ["JAX_COMPILATION_CACHE_DIR"] == "elsewhere"
+    assert (compiled / "half-cache").exists()
+    assert os.environ["JAX_COMPILATION_CACHE_DIR"] == str(compiled)
+    assert "JAX_COMPILATION_CACHE_MAX_SIZE" not in os.environ
 
 
 @pytest.mark.parametrize(
