@@ -83,7 +83,7 @@ def test_what_a_kill_cut_short_is_removed(compiled):
 
 
 def test_a_folder_of_the_users_is_left_alone(compiled, monkeypatch):
-    # Where its size has no limit, JAX writes no atime: each entry looks like half a one.
+    # Where its size has no limit, JAX writes no atime: all entries look cut short.
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(compiled))
     keep_compiled()
     assert (compiled / "half-cache").exists()
