@@ -227,7 +227,7 @@ def memory_plan(
     `updates_per_call` is 0 for `best_updates_per_call`.
 
     Counts what stays: the train state (`state_bytes`), the calls sent ahead, and the
-    store. The temporaries of an update come on top: `Feed.check_memory`.
+    store. The temporaries of an update come on top: `Feed.compile`.
 
     Raises:
       ValueError: the batch does not divide by the devices, or no such `store_dtype`.
