@@ -3,8 +3,9 @@
 
     python main.py --config configs/fast.py --config.data.path=data/dataset
 
-On an H200, at 3941/394 with the data on the device, it makes 1,057 updates a second;
-with float32 it makes 963 (docs/performance.md).
+Measured on an H200 at 3941/394, the data on the device, 40 updates a call as is the
+default there: 1,057 updates a second, and with float32 963 to 981. In calls of 10 float32
+makes 890 (docs/performance.md).
 
 What each change gives and costs on two CPU cores (`python -m benchmarks.settings`):
 updates a second at 3941/394, medians of five rounds that vary by a fifth and more, and
@@ -16,8 +17,7 @@ highest. All but the first have the store on the device.
     data.placement=device           15.1    0.20985 [0.20645, 0.21203]
     data.store_dtype=bfloat16       11.9    0.20985 [0.20646, 0.21202]
     model.dtype=bfloat16            11.4    0.20984 [0.20644, 0.21202]
-    train.updates_per_call=40       15.2    0.20985 [0.20645, 0.21203]
-    configs/fast.py                  9.6    0.20984 [0.20644, 0.21202]
+    both, in calls of 40             9.6    0.20984 [0.20644, 0.21202]
 
 The loss does not tell bfloat16 from float32: what it changes is less than a hundredth
 of what the seed does. On a CPU it is slower, so take configs/base.py there.
@@ -34,6 +34,4 @@ def get_config() -> ConfigDict:
     config.model.dtype = "bfloat16"
     # Of the states in the store: half the memory, half the bytes an update reads.
     config.data.store_dtype = "bfloat16"
-    # The fewer the calls, the less an accelerator waits for the host.
-    config.train.updates_per_call = 40
     return config
