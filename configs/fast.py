@@ -3,9 +3,9 @@
 
     python main.py --config configs/fast.py --config.data.path=data/dataset
 
-Measured on an H200 at 3941/394, the data on the device, 40 updates a call as is the
-default there: 1,057 updates a second, and with float32 963 to 981. In calls of 10 float32
-makes 890 (docs/performance.md).
+Measured on an H200 at 3941/394, the data on the device, in calls of 40 updates as is
+the default there: 1,057 updates a second, and 963 to 981 with float32. In calls of 10
+float32 makes 890 (docs/performance.md).
 
 What each change gives and costs on two CPU cores (`python -m benchmarks.settings`):
 updates a second at 3941/394, medians of five rounds that vary by a fifth and more, and
