@@ -20,6 +20,8 @@ from dt_jax.trading.simulation import (
     simulated_episodes,
 )
 
+pytestmark = pytest.mark.usefixtures("compile_fast")
+
 
 def test_random_actions_fill_their_space_and_differ_by_block():
     actor = random_actor(Stairs(width=2), seed=0)

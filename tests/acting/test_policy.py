@@ -22,6 +22,8 @@ from dt_jax.model.hf_weights import export_hf
 from dt_jax.training.checkpoint import Checkpoints
 from dt_jax.training.train_step import init_state, predict
 
+pytestmark = pytest.mark.usefixtures("compile_fast")
+
 E, K, S, A = 3, 4, 5, 2
 STEPS = 2 * K + 3
 TARGETS = [-20.0, 3.0, 55.5]

@@ -11,6 +11,8 @@ from dt_jax.acting.environments import make_environments
 from dt_jax.acting.rollout import record_episodes, roll_out, roll_out_targets
 from dt_jax.data.readers import load_trajectories
 
+pytestmark = pytest.mark.usefixtures("compile_fast")
+
 
 class Stairs(gymnasium.Env):
     """Step t (from 1) rewards t times the action; seed s gives 1 + s % 3 steps."""
