@@ -130,13 +130,20 @@ class DecisionTransformer(nn.Module):
           all_heads: also predict states and returns, which the loss never asks for.
         """
 
-        def keep(rate, shape):
-            if deterministic or not rate:
-                return None  # everything
-            return kept(shape, rate, self.make_rng("dropout"), first_segment)
+        rates = self.embd_pdrop, self.attn_pdrop, self.resid_pdrop
+        words_Wx2 = None
+        if not deterministic and any(rates):
+            # Those of all places of dropout at once: a place costs a GPU four kernels.
+            places = 1 + 3 * self.n_layer
+            words_Wx2 = jax.random.bits(self.make_rng("dropout"), (places, 2))
 
-        def drop(rate, x):
-            return dropout(x, rate, keep(rate, x.shape))
+        def keep(place, rate, shape):
+            if words_Wx2 is None or not rate:
+                return None  # everything
+            return kept(shape, rate, words_Wx2[place], first_segment)
+
+        def drop(place, rate, x):
+            return dropout(x, rate, keep(place, rate, x.shape))
 
         # HF's tokens are R_1, s_1, a_1, R_2, ...; here they stand by kind, R_1 to R_K,
         # s_1 to s_K, a_1 to a_K: what is read of them lies together. Which tokens one
@@ -163,7 +170,7 @@ class DecisionTransformer(nn.Module):
         wpe_PxD = self._table("encoder.wpe", self.n_positions).embedding
         self._table("encoder.wte", self.vocab_size).embedding  # noqa: B018
         x_BxTxD = x_BxTxD + wpe_PxD[None, :1].astype(self.dtype)
-        x_BxTxD = drop(self.embd_pdrop, x_BxTxD)
+        x_BxTxD = drop(0, self.embd_pdrop, x_BxTxD)
 
         place_T = jnp.arange(3 * context_length).reshape(-1, 3).T.reshape(-1)  # HF's
         causal_TxT = place_T[:, None] >= place_T[None]
@@ -195,6 +202,7 @@ class DecisionTransformer(nn.Module):
         """One pre-norm GPT-2 block; returns the tokens `read`, BxRxD."""
         name = f"encoder.h.{layer}"
         residual_std = self.initializer_range / math.sqrt(2 * self.n_layer)
+        place = 1 + 3 * layer  # of dropout: embeddings, then three for each block
 
         h_BxTxD = self._layer_norm(f"{name}.ln_1", self.layer_norm_epsilon)(x_BxTxD)
         q_k_v_BxTx3D = self._dense(f"{name}.attn.c_attn", 3 * self.hidden_size)(h_BxTxD)
@@ -213,7 +221,7 @@ class DecisionTransformer(nn.Module):
             k_BxHxTxC,
             v_BxHxTxC,
             mask_BxRxT[:, None],
-            keep(self.attn_pdrop, (*q_BxHxRxC.shape[:3], mask_BxRxT.shape[-1])),
+            keep(place, self.attn_pdrop, (*q_BxHxRxC.shape[:3], mask_BxRxT.shape[-1])),
             self.attn_pdrop,
             scale,
         )
@@ -221,7 +229,7 @@ class DecisionTransformer(nn.Module):
         h_BxRxD = self._dense(f"{name}.attn.c_proj", self.hidden_size, residual_std)(
             h_BxRxD
         )
-        x_BxRxD = x_BxTxD[:, read] + drop(self.resid_pdrop, h_BxRxD)
+        x_BxRxD = x_BxTxD[:, read] + drop(place + 1, self.resid_pdrop, h_BxRxD)
 
         h_BxRxD = self._layer_norm(f"{name}.ln_2", self.layer_norm_epsilon)(x_BxRxD)
         h_BxRxI = self._dense(f"{name}.mlp.c_fc", self.n_inner or 4 * self.hidden_size)(
@@ -231,7 +239,7 @@ class DecisionTransformer(nn.Module):
         h_BxRxD = self._dense(f"{name}.mlp.c_proj", self.hidden_size, residual_std)(
             h_BxRxI
         )
-        return x_BxRxD + drop(self.resid_pdrop, h_BxRxD)
+        return x_BxRxD + drop(place + 2, self.resid_pdrop, h_BxRxD)
 
     def _dense(self, name, features, init_std=None):
         std = self.initializer_range if init_std is None else init_std

@@ -155,14 +155,14 @@ def dropout(x: jax.Array, rate: float, keep: jax.Array | None) -> jax.Array:
     return jnp.where(keep, x / (1 - rate), jnp.zeros((), x.dtype))
 
 
-def kept(shape: tuple, rate: float, key: jax.Array, first_segment=0) -> jax.Array:
+def kept(shape: tuple, rate: float, words_2: jax.Array, first_segment=0) -> jax.Array:
     """Bools, each False with probability `rate`, exact to 2^-32.
 
     The bits are a hash of the element's place in the whole batch, of which these begin
-    at `first_segment`, under two words of the key. It fuses into what uses it; threefry
-    bits of every element cost a sixth of an update on a CPU.
+    at `first_segment`, under two random words (uint32). It fuses into what uses it;
+    threefry bits of every element cost a sixth of an update on a CPU.
     """
-    first, second = jax.random.bits(key, (2,))
+    first, second = words_2
     size = math.prod(shape)
     first += jnp.asarray(first_segment, jnp.uint32) * jnp.uint32(size // shape[0])
     place = jax.lax.iota(jnp.uint32, size).reshape(shape)

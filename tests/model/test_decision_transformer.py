@@ -163,8 +163,8 @@ def test_dropout_drops_at_its_rate_and_scales_what_stays(field, module, beside, 
 @pytest.mark.parametrize("rate", [0.1, 0.5, 0.9])
 def test_dropout_masks_are_fair_and_independent(rate):
     shape, size = (64, 60, 128), 64 * 60 * 128
-    keys = [jax.random.fold_in(jax.random.key(0), number) for number in range(4)]
-    masks = np.stack([~np.asarray(kept(shape, rate, key)) for key in keys])
+    words_4x2 = jax.random.bits(jax.random.key(0), (4, 2))
+    masks = np.stack([~np.asarray(kept(shape, rate, words)) for words in words_4x2])
     error = np.sqrt(rate * (1 - rate) / size)
     assert np.abs(masks.mean(axis=(1, 2, 3)) - rate).max() < 4 * error
     # No axis has a place that drops more often than chance (5 sigma of many places).
@@ -172,7 +172,7 @@ def test_dropout_masks_are_fair_and_independent(rate):
         places = masks.mean(axis=axis)
         spread = np.sqrt(rate * (1 - rate) * places[0].size / size)
         assert np.abs(places - rate).max() < 5 * spread
-    # Between keys, and between neighbours in each direction: no correlation.
+    # Between words, and between neighbours in each direction: no correlation.
     flat = masks.reshape(4, -1).astype(np.float64)
     pairs = [np.corrcoef(flat)[np.triu_indices(4, 1)]]
     for shift in (1, 2, 128, 128 * 60, 1 << 16):
@@ -315,7 +315,7 @@ def test_the_gradient_of_attention_is_the_one_jax_derives():
         for key, rows in zip(keys, (5, 7, 7), strict=False)
     ]
     dout = jax.random.normal(keys[3], (2, 3, 5, 4))
-    keep = kept((2, 3, 5, 7), 0.3, keys[4])
+    keep = kept((2, 3, 5, 7), 0.3, jax.random.bits(keys[4], 2))
     mask = jnp.tri(5, 7, 2, bool)[None, None].at[..., 1, :].set(False)  # sees nothing
     found = jax.vjp(lambda *x: attention(*x, mask, keep, 0.3, 0.5), *arguments)
     expected = jax.vjp(plainly, *arguments)
