@@ -18,6 +18,7 @@ from dt_jax.model.layers import (
     ACTIVATIONS,
     Dense,
     LayerNorm,
+    Table,
     attention,
     dropout,
     kept,
@@ -157,7 +158,7 @@ class DecisionTransformer(nn.Module):
             axis=1,
         )
         times_BxKxD = self._table("embed_timestep", self.max_ep_len)(timesteps)
-        kinds_Bx3xKxD = kinds_Bx3xKxD + times_BxKxD[:, None]
+        kinds_Bx3xKxD = kinds_Bx3xKxD + times_BxKxD.astype(self.dtype)[:, None]
         batch_size, context_length = timesteps.shape
         x_BxTxD = kinds_Bx3xKxD.reshape(batch_size, 3 * context_length, -1)
         state_tokens = slice(context_length, 2 * context_length)
@@ -249,10 +250,7 @@ class DecisionTransformer(nn.Module):
         return LayerNorm(epsilon, self.dtype, name=name)
 
     def _table(self, name, rows):
-        init = nn.initializers.normal(self.initializer_range)
-        return nn.Embed(
-            rows, self.hidden_size, self.dtype, embedding_init=init, name=name
-        )
+        return Table(rows, self.hidden_size, self.initializer_range, name=name)
 
 
 def model_fields(model: DecisionTransformer) -> dict:

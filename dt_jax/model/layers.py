@@ -55,6 +55,64 @@ class Dense(nn.Module):
         return y_NxO.reshape(*x.shape[:-1], self.features)
 
 
+class Table(nn.Module):
+    """Rows of a table of embeddings."""
+
+    rows: int
+    features: int
+    init_std: float
+
+    def setup(self):
+        init = nn.initializers.normal(self.init_std)
+        self.embedding = self.param("embedding", init, (self.rows, self.features))
+
+    def __call__(self, rows):
+        return look_up(self.embedding, rows)
+
+
+@jax.custom_vjp
+def look_up(table_RxD, rows_BxK):
+    """BxKxD; NaN where a row is beyond the table.
+
+    Its gradient is a sum in one order on every kind of device: a GPU adds to rows that
+    repeat in any order, so off the CPU it is a matrix product, which takes a CPU long.
+    """
+    return jnp.take(table_RxD, rows_BxK, axis=0)
+
+
+def _look_up_forward(table_RxD, rows_BxK):
+    # The table is saved for its shape alone.
+    return look_up(table_RxD, rows_BxK), (table_RxD, rows_BxK)
+
+
+def _look_up_backward(saved, dy_BxKxD):
+    table_RxD, rows_BxK = saved
+    dtable_RxD = jax.lax.platform_dependent(
+        rows_BxK.reshape(-1),
+        dy_BxKxD.reshape(-1, dy_BxKxD.shape[-1]),
+        cpu=partial(add_to_rows, len(table_RxD)),
+        default=partial(add_by_product, len(table_RxD)),
+    )
+    return dtable_RxD, None
+
+
+look_up.defvjp(_look_up_forward, _look_up_backward)
+
+
+def add_to_rows(num_rows: int, rows_N: jax.Array, x_NxD: jax.Array) -> jax.Array:
+    """RxD: each x added to its row of zeros; a row beyond them is left out."""
+    return jnp.zeros((num_rows, x_NxD.shape[1])).at[rows_N].add(x_NxD)
+
+
+def add_by_product(num_rows: int, rows_N: jax.Array, x_NxD: jax.Array) -> jax.Array:
+    """The same as a product with zeros and ones."""
+    rows_N = jnp.where(rows_N < 0, rows_N + num_rows, rows_N)
+    one_hot_RxN = (jnp.arange(num_rows)[:, None] == rows_N[None]).astype(jnp.float32)
+    # x in three parts of 8 bits, which is all of it: float32 by the units for bfloat16.
+    exact = jax.lax.DotAlgorithmPreset.BF16_BF16_F32_X6
+    return jnp.matmul(one_hot_RxN, x_NxD, precision=exact)
+
+
 class LayerNorm(nn.Module):
     """Over the last axis, computed in float32, with torch's two-pass variance."""
 

@@ -13,7 +13,15 @@ from safetensors.numpy import load_file
 
 from dt_jax.model.decision_transformer import DecisionTransformer, init_params
 from dt_jax.model.hf_weights import export_hf, import_hf
-from dt_jax.model.layers import ACTIVATIONS, attention, kept, layer_norm
+from dt_jax.model.layers import (
+    ACTIVATIONS,
+    add_by_product,
+    add_to_rows,
+    attention,
+    kept,
+    layer_norm,
+    look_up,
+)
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 NAMES = sorted(path.parent.name for path in GOLDEN.glob("*/golden.npz"))
@@ -348,3 +356,38 @@ def test_fields_that_make_no_model_are_named(fields, message):
         DecisionTransformer(**fields)
     assert str(caught.value).startswith(message)
     assert "\n" not in str(caught.value)
+
+
+ROWS_2x3 = np.array([[0, 0, 3], [-1, 9, 3]])  # of a table of 9: the last row, none
+
+
+@pytest.mark.parametrize("add", [add_to_rows, add_by_product])
+def test_the_gradient_of_a_table_is_the_sum_by_rows(add):
+    # Values of 12 orders of magnitude: what is lost of a float32 would be seen.
+    x_6x4 = (
+        np.random.default_rng(0).normal(size=(6, 4)) * np.logspace(-6, 6, 6)[:, None]
+    )
+    x_6x4 = x_6x4.astype(np.float32)
+    expected = np.zeros((9, 4))
+    for row, x_4 in zip(ROWS_2x3.ravel(), x_6x4, strict=True):
+        if row < 9:
+            expected[row] += x_4
+    found = jax.jit(partial(add, 9))(ROWS_2x3.ravel(), x_6x4)
+    # At most two numbers are added: one rounding.
+    np.testing.assert_allclose(found, expected, rtol=1e-7, atol=0)
+
+
+@pytest.mark.parametrize("platform", ["cpu", "cuda", "tpu"])
+def test_a_table_is_read_and_its_gradient_made_without_atomics(platform):
+    def slope(table):
+        return jax.grad(lambda table: jnp.nansum(look_up(table, ROWS_2x3)))(table)
+
+    tables = jnp.stack([jnp.ones((9, 4)), jnp.full((9, 4), 2.0)])
+    found = look_up(tables[1], ROWS_2x3)
+    np.testing.assert_array_equal(np.isnan(found).all(-1), ROWS_2x3 == 9)
+    counts = [2, 0, 0, 2, 0, 0, 0, 0, 1]
+    slopes = jax.jit(jax.vmap(slope))  # of many members at once, as of one
+    np.testing.assert_array_equal(slopes(tables)[1, :, 0], counts)
+    text = slopes.trace(tables).lower(lowering_platforms=(platform,)).as_text()
+    assert ("stablehlo.scatter" in text) == (platform == "cpu")
+    assert ("stablehlo.dot_general" in text) == (platform != "cpu")
