@@ -17,11 +17,12 @@ import jax.numpy as jnp
 from dt_jax.model.layers import (
     ACTIVATIONS,
     Dense,
-    LayerNorm,
+    ScaleBias,
     Table,
     attention,
     dropout,
     kept,
+    layer_norm,
 )
 
 
@@ -164,7 +165,10 @@ class DecisionTransformer(nn.Module):
         state_tokens = slice(context_length, 2 * context_length)
         action_tokens = slice(2 * context_length, None)
         # Here HF keeps torch's default epsilon, whatever layer_norm_epsilon says.
-        x_BxTxD = self._layer_norm("embed_ln", epsilon=1e-5)(x_BxTxD)
+        scale_D, bias_D = ScaleBias(name="embed_ln")(self.hidden_size)
+        x_NxD = x_BxTxD.reshape(-1, self.hidden_size)
+        x_NxD = layer_norm(x_NxD, scale_D, bias_D, 1e-5).astype(self.dtype)
+        x_BxTxD = x_NxD.reshape(x_BxTxD.shape)
 
         # HF passes position_ids of zeros: every token gets row 0. The word embeddings
         # are not used at all, but exist in every HF file.
@@ -183,11 +187,14 @@ class DecisionTransformer(nn.Module):
         # its queries and MLP are needed at the state tokens only. Exact.
         read = slice(None) if all_heads else state_tokens
         x_BxRxD = self._block(self.n_layer - 1, x_BxTxD, mask_BxTxT, read, keep, drop)
-        x_BxRxD = self._layer_norm("encoder.ln_f", self.layer_norm_epsilon)(x_BxRxD)
+
+        norm = self._norm("encoder.ln_f")
+
+        def head(name, features, x_BxKxD):
+            return self._dense(name, features)(x_BxKxD, norm).astype(jnp.float32)
 
         x_BxKxD = x_BxRxD[:, state_tokens] if all_heads else x_BxRxD
-        action_preds = self._dense("predict_action.0", self.act_dim)(x_BxKxD)
-        action_preds = action_preds.astype(jnp.float32)
+        action_preds = head("predict_action.0", self.act_dim, x_BxKxD)
         if self.action_tanh:
             action_preds = jnp.tanh(action_preds)
         if not all_heads:
@@ -195,8 +202,8 @@ class DecisionTransformer(nn.Module):
         x_BxKxD = x_BxRxD[:, action_tokens]
         return Prediction(
             action_preds,
-            self._dense("predict_state", self.state_dim)(x_BxKxD).astype(jnp.float32),
-            self._dense("predict_return", 1)(x_BxKxD).astype(jnp.float32),
+            head("predict_state", self.state_dim, x_BxKxD),
+            head("predict_return", 1, x_BxKxD),
         )
 
     def _block(self, layer, x_BxTxD, mask_BxTxT, read, keep, drop):
@@ -205,8 +212,9 @@ class DecisionTransformer(nn.Module):
         residual_std = self.initializer_range / math.sqrt(2 * self.n_layer)
         place = 1 + 3 * layer  # of dropout: embeddings, then three for each block
 
-        h_BxTxD = self._layer_norm(f"{name}.ln_1", self.layer_norm_epsilon)(x_BxTxD)
-        q_k_v_BxTx3D = self._dense(f"{name}.attn.c_attn", 3 * self.hidden_size)(h_BxTxD)
+        q_k_v_BxTx3D = self._dense(f"{name}.attn.c_attn", 3 * self.hidden_size)(
+            x_BxTxD, self._norm(f"{name}.ln_1")
+        )
         q_BxHxTxC, k_BxHxTxC, v_BxHxTxC = (
             part.reshape(*part.shape[:2], self.n_head, -1).swapaxes(1, 2)
             for part in jnp.split(q_k_v_BxTx3D, 3, axis=-1)
@@ -232,9 +240,8 @@ class DecisionTransformer(nn.Module):
         )
         x_BxRxD = x_BxTxD[:, read] + drop(place + 1, self.resid_pdrop, h_BxRxD)
 
-        h_BxRxD = self._layer_norm(f"{name}.ln_2", self.layer_norm_epsilon)(x_BxRxD)
         h_BxRxI = self._dense(f"{name}.mlp.c_fc", self.n_inner or 4 * self.hidden_size)(
-            h_BxRxD
+            x_BxRxD, self._norm(f"{name}.ln_2")
         )
         h_BxRxI = ACTIVATIONS[self.activation_function](h_BxRxI)
         h_BxRxD = self._dense(f"{name}.mlp.c_proj", self.hidden_size, residual_std)(
@@ -246,8 +253,9 @@ class DecisionTransformer(nn.Module):
         std = self.initializer_range if init_std is None else init_std
         return Dense(features, std, self.dtype, name=name)
 
-    def _layer_norm(self, name, epsilon):
-        return LayerNorm(epsilon, self.dtype, name=name)
+    def _norm(self, name):
+        """What `Dense` takes of a layer norm before it."""
+        return *ScaleBias(name=name)(self.hidden_size), self.layer_norm_epsilon
 
     def _table(self, name, rows):
         return Table(rows, self.hidden_size, self.initializer_range, name=name)

@@ -39,19 +39,27 @@ ACTIVATIONS = {
 
 
 class Dense(nn.Module):
-    """x @ kernel + bias over the last axis, as one matrix product on a 2-D view."""
+    """x @ kernel + bias over the last axis, as one matrix product on a 2-D view.
+
+    With `norm`, a layer norm's scale, bias and epsilon, of x as that norm gives it.
+    """
 
     features: int
     init_std: float
     dtype: str
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x, norm=None):
         init = nn.initializers.normal(self.init_std)
         kernel = self.param("kernel", init, (x.shape[-1], self.features))
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
-        x, kernel, bias = (leaf.astype(self.dtype) for leaf in (x, kernel, bias))
-        y_NxO = x.reshape(-1, x.shape[-1]) @ kernel + bias[None]
+        x_NxI = x.reshape(-1, x.shape[-1])
+        if norm is None:
+            x_NxI, kernel, bias = (a.astype(self.dtype) for a in (x_NxI, kernel, bias))
+            y_NxO = x_NxI @ kernel + bias[None]
+        else:
+            scale, shift, epsilon = norm
+            y_NxO = norm_dense(x_NxI, scale, shift, kernel, bias, epsilon, self.dtype)
         return y_NxO.reshape(*x.shape[:-1], self.features)
 
 
@@ -113,19 +121,49 @@ def add_by_product(num_rows: int, rows_N: jax.Array, x_NxD: jax.Array) -> jax.Ar
     return jnp.matmul(one_hot_RxN, x_NxD, precision=exact)
 
 
-class LayerNorm(nn.Module):
-    """Over the last axis, computed in float32, with torch's two-pass variance."""
-
-    epsilon: float
-    dtype: str
+class ScaleBias(nn.Module):
+    """The parameters of a layer norm."""
 
     @nn.compact
-    def __call__(self, x):
-        scale = self.param("scale", nn.initializers.ones, x.shape[-1:])
-        bias = self.param("bias", nn.initializers.zeros, x.shape[-1:])
-        x_NxD = x.reshape(-1, x.shape[-1])
-        y_NxD = layer_norm(x_NxD, scale, bias, self.epsilon)
-        return y_NxD.astype(self.dtype).reshape(x.shape)
+    def __call__(self, size):
+        scale = self.param("scale", nn.initializers.ones, (size,))
+        bias = self.param("bias", nn.initializers.zeros, (size,))
+        return scale, bias
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(5, 6))
+def norm_dense(x_NxD, scale_D, shift_D, kernel_DxO, bias_O, epsilon, dtype):
+    """layer_norm(x, scale, shift) @ kernel + bias; what is multiplied is in `dtype`.
+
+    Its gradient is written out below: those of scale and shift need no sums over the
+    tokens of their own, but follow from what the kernel's gradient is made of.
+    """
+    y_NxD = layer_norm(x_NxD, scale_D, shift_D, epsilon).astype(dtype)
+    return y_NxD @ kernel_DxO.astype(dtype) + bias_O.astype(dtype)[None]
+
+
+def _norm_dense_forward(x_NxD, scale_D, shift_D, kernel_DxO, bias_O, epsilon, dtype):
+    parameters = scale_D, shift_D, kernel_DxO, bias_O
+    y_NxO = norm_dense(x_NxD, *parameters, epsilon, dtype)
+    return y_NxO, (x_NxD, scale_D, shift_D, kernel_DxO)
+
+
+def _norm_dense_backward(epsilon, dtype, saved, dy_NxO):
+    x_NxD, scale_D, shift_D, kernel_DxO = saved
+    unit_NxD, inverse_std_Nx1 = _normalize_rows(x_NxD, epsilon)
+    # Made once: XLA on a GPU would put q, k and v together for each of the products.
+    dy_NxO = jax.lax.optimization_barrier(dy_NxO)
+    dbias_O = dy_NxO.astype(jnp.float32).sum(0)
+    products_DxO = (unit_NxD.astype(dtype).T @ dy_NxO).astype(jnp.float32)
+    dkernel_DxO = scale_D[:, None] * products_DxO + shift_D[:, None] * dbias_O[None]
+    dscale_D = (kernel_DxO * products_DxO).sum(1)
+    dshift_D = (kernel_DxO * dbias_O[None]).sum(1)
+    slope_NxD = (dy_NxO @ kernel_DxO.T.astype(dtype)) * scale_D[None]
+    dx_NxD = _normalize_backward(slope_NxD, unit_NxD, inverse_std_Nx1)
+    return dx_NxD.astype(x_NxD.dtype), dscale_D, dshift_D, dkernel_DxO, dbias_O
+
+
+norm_dense.defvjp(_norm_dense_forward, _norm_dense_backward)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3,))
@@ -145,12 +183,7 @@ def _layer_norm_forward(x_NxD, scale_D, bias_D, epsilon):
 def _layer_norm_backward(epsilon, saved, dy_NxD):
     x_NxD, scale_D = saved
     unit_NxD, inverse_std_Nx1 = _normalize_rows(x_NxD, epsilon)
-    slope_NxD = dy_NxD * scale_D[None]
-    dx_NxD = inverse_std_Nx1 * (
-        slope_NxD
-        - slope_NxD.mean(1, keepdims=True)
-        - unit_NxD * (slope_NxD * unit_NxD).mean(1, keepdims=True)
-    )
+    dx_NxD = _normalize_backward(dy_NxD * scale_D[None], unit_NxD, inverse_std_Nx1)
     return dx_NxD.astype(x_NxD.dtype), (dy_NxD * unit_NxD).sum(0), dy_NxD.sum(0)
 
 
@@ -162,6 +195,14 @@ def _normalize_rows(x_NxD, epsilon):
     x_NxD = x_NxD - x_NxD.mean(1, keepdims=True)
     inverse_std_Nx1 = jax.lax.rsqrt(jnp.square(x_NxD).mean(1, keepdims=True) + epsilon)
     return x_NxD * inverse_std_Nx1, inverse_std_Nx1
+
+
+def _normalize_backward(slope_NxD, unit_NxD, inverse_std_Nx1):
+    return inverse_std_Nx1 * (
+        slope_NxD
+        - slope_NxD.mean(1, keepdims=True)
+        - unit_NxD * (slope_NxD * unit_NxD).mean(1, keepdims=True)
+    )
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(5, 6))

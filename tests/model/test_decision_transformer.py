@@ -21,6 +21,7 @@ from dt_jax.model.layers import (
     kept,
     layer_norm,
     look_up,
+    norm_dense,
 )
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -282,6 +283,22 @@ def test_the_gradient_of_layer_norm_is_the_one_jax_derives():
     for mine, theirs in zip(found, expected, strict=True):
         # Float32 sums of up to 16 terms of order one, in another order.
         np.testing.assert_allclose(mine, theirs, rtol=0, atol=2e-5)
+
+
+def test_the_gradient_of_a_norm_and_a_product_is_the_one_jax_derives():
+    def plainly(x, scale, shift, kernel, bias):
+        return layer_norm(x, scale, shift, 1e-5) @ kernel + bias[None]
+
+    shapes = (7, 16), (16,), (16,), (16, 5), (5,), (7, 5)
+    keys = jax.random.split(jax.random.key(0), len(shapes))
+    *arguments, dy = map(jax.random.normal, keys, shapes)
+    found = jax.vjp(lambda *x: norm_dense(*x, 1e-5, "float32"), *arguments)
+    expected = jax.vjp(plainly, *arguments)
+    # Float32 sums of up to 16 terms of order one, in another order.
+    close = partial(np.testing.assert_allclose, rtol=0, atol=2e-5)
+    close(found[0], expected[0])
+    for mine, theirs in zip(found[1](dy), expected[1](dy), strict=True):
+        close(mine, theirs)
 
 
 @pytest.mark.parametrize(
