@@ -68,6 +68,8 @@ def make_optimizer(
     return optax.chain(
         _clip_by_global_norm(max_grad_norm),
         optax.masked(adamw, lambda params: _groups(params, "decayed", "not decayed")),
+        # As constants, so that the untrained leaves are not added to and copied.
+        optax.stateless(_zero_where_untrained),
     )
 
 
@@ -122,6 +124,9 @@ def _clip_by_global_norm(max_norm):
     def update(grads, state, params=None):
         norm = global_norm(grads)
         factor = jnp.where(norm < max_norm, 1.0, max_norm / norm)
+        # Read out of an array: XLA on a GPU then updates leaves of equal shape in one
+        # kernel, which it does where they share an operand that is no single number.
+        factor = jax.lax.optimization_barrier(jnp.stack((factor, norm)))[0]
         return jax.tree.map(lambda grad: grad * factor, grads), state
 
     return optax.GradientTransformation(optax.init_empty_state, update)
@@ -143,6 +148,14 @@ def _adam(b1, b2, eps):
         return jax.tree.map(lambda m, s: m / (jnp.sqrt(s) + eps), mean, square), state
 
     return optax.GradientTransformationExtraArgs(adam.init, update)
+
+
+def _zero_where_untrained(updates, _):
+    return jax.tree.map(
+        lambda change, still: jnp.zeros_like(change) if still else change,
+        updates,
+        _groups(updates, "untrained"),
+    )
 
 
 def _groups(params, *groups):
