@@ -17,10 +17,12 @@ import jax.numpy as jnp
 from dt_jax.model.layers import (
     ACTIVATIONS,
     Dense,
-    LayerNorm,
+    ScaleBias,
+    Table,
     attention,
     dropout,
     kept,
+    layer_norm,
 )
 
 
@@ -130,13 +132,20 @@ class DecisionTransformer(nn.Module):
           all_heads: also predict states and returns, which the loss never asks for.
         """
 
-        def keep(rate, shape):
-            if deterministic or not rate:
-                return None  # everything
-            return kept(shape, rate, self.make_rng("dropout"), first_segment)
+        rates = self.embd_pdrop, self.attn_pdrop, self.resid_pdrop
+        words_Wx2 = None
+        if not deterministic and any(rates):
+            # Those of all places of dropout at once: a place costs a GPU four kernels.
+            places = 1 + 3 * self.n_layer
+            words_Wx2 = jax.random.bits(self.make_rng("dropout"), (places, 2))
 
-        def drop(rate, x):
-            return dropout(x, rate, keep(rate, x.shape))
+        def keep(place, rate, shape):
+            if words_Wx2 is None or not rate:
+                return None  # everything
+            return kept(shape, rate, words_Wx2[place], first_segment)
+
+        def drop(place, rate, x):
+            return dropout(x, rate, keep(place, rate, x.shape))
 
         # HF's tokens are R_1, s_1, a_1, R_2, ...; here they stand by kind, R_1 to R_K,
         # s_1 to s_K, a_1 to a_K: what is read of them lies together. Which tokens one
@@ -150,20 +159,23 @@ class DecisionTransformer(nn.Module):
             axis=1,
         )
         times_BxKxD = self._table("embed_timestep", self.max_ep_len)(timesteps)
-        kinds_Bx3xKxD = kinds_Bx3xKxD + times_BxKxD[:, None]
+        kinds_Bx3xKxD = kinds_Bx3xKxD + times_BxKxD.astype(self.dtype)[:, None]
         batch_size, context_length = timesteps.shape
         x_BxTxD = kinds_Bx3xKxD.reshape(batch_size, 3 * context_length, -1)
         state_tokens = slice(context_length, 2 * context_length)
         action_tokens = slice(2 * context_length, None)
         # Here HF keeps torch's default epsilon, whatever layer_norm_epsilon says.
-        x_BxTxD = self._layer_norm("embed_ln", epsilon=1e-5)(x_BxTxD)
+        scale_D, bias_D = ScaleBias(name="embed_ln")(self.hidden_size)
+        x_NxD = x_BxTxD.reshape(-1, self.hidden_size)
+        x_NxD = layer_norm(x_NxD, scale_D, bias_D, 1e-5).astype(self.dtype)
+        x_BxTxD = x_NxD.reshape(x_BxTxD.shape)
 
         # HF passes position_ids of zeros: every token gets row 0. The word embeddings
         # are not used at all, but exist in every HF file.
         wpe_PxD = self._table("encoder.wpe", self.n_positions).embedding
         self._table("encoder.wte", self.vocab_size).embedding  # noqa: B018
         x_BxTxD = x_BxTxD + wpe_PxD[None, :1].astype(self.dtype)
-        x_BxTxD = drop(self.embd_pdrop, x_BxTxD)
+        x_BxTxD = drop(0, self.embd_pdrop, x_BxTxD)
 
         place_T = jnp.arange(3 * context_length).reshape(-1, 3).T.reshape(-1)  # HF's
         causal_TxT = place_T[:, None] >= place_T[None]
@@ -175,11 +187,14 @@ class DecisionTransformer(nn.Module):
         # its queries and MLP are needed at the state tokens only. Exact.
         read = slice(None) if all_heads else state_tokens
         x_BxRxD = self._block(self.n_layer - 1, x_BxTxD, mask_BxTxT, read, keep, drop)
-        x_BxRxD = self._layer_norm("encoder.ln_f", self.layer_norm_epsilon)(x_BxRxD)
+
+        norm = self._norm("encoder.ln_f")
+
+        def head(name, features, x_BxKxD):
+            return self._dense(name, features)(x_BxKxD, norm).astype(jnp.float32)
 
         x_BxKxD = x_BxRxD[:, state_tokens] if all_heads else x_BxRxD
-        action_preds = self._dense("predict_action.0", self.act_dim)(x_BxKxD)
-        action_preds = action_preds.astype(jnp.float32)
+        action_preds = head("predict_action.0", self.act_dim, x_BxKxD)
         if self.action_tanh:
             action_preds = jnp.tanh(action_preds)
         if not all_heads:
@@ -187,17 +202,19 @@ class DecisionTransformer(nn.Module):
         x_BxKxD = x_BxRxD[:, action_tokens]
         return Prediction(
             action_preds,
-            self._dense("predict_state", self.state_dim)(x_BxKxD).astype(jnp.float32),
-            self._dense("predict_return", 1)(x_BxKxD).astype(jnp.float32),
+            head("predict_state", self.state_dim, x_BxKxD),
+            head("predict_return", 1, x_BxKxD),
         )
 
     def _block(self, layer, x_BxTxD, mask_BxTxT, read, keep, drop):
         """One pre-norm GPT-2 block; returns the tokens `read`, BxRxD."""
         name = f"encoder.h.{layer}"
         residual_std = self.initializer_range / math.sqrt(2 * self.n_layer)
+        place = 1 + 3 * layer  # of dropout: embeddings, then three for each block
 
-        h_BxTxD = self._layer_norm(f"{name}.ln_1", self.layer_norm_epsilon)(x_BxTxD)
-        q_k_v_BxTx3D = self._dense(f"{name}.attn.c_attn", 3 * self.hidden_size)(h_BxTxD)
+        q_k_v_BxTx3D = self._dense(f"{name}.attn.c_attn", 3 * self.hidden_size)(
+            x_BxTxD, self._norm(f"{name}.ln_1")
+        )
         q_BxHxTxC, k_BxHxTxC, v_BxHxTxC = (
             part.reshape(*part.shape[:2], self.n_head, -1).swapaxes(1, 2)
             for part in jnp.split(q_k_v_BxTx3D, 3, axis=-1)
@@ -213,7 +230,7 @@ class DecisionTransformer(nn.Module):
             k_BxHxTxC,
             v_BxHxTxC,
             mask_BxRxT[:, None],
-            keep(self.attn_pdrop, (*q_BxHxRxC.shape[:3], mask_BxRxT.shape[-1])),
+            keep(place, self.attn_pdrop, (*q_BxHxRxC.shape[:3], mask_BxRxT.shape[-1])),
             self.attn_pdrop,
             scale,
         )
@@ -221,30 +238,27 @@ class DecisionTransformer(nn.Module):
         h_BxRxD = self._dense(f"{name}.attn.c_proj", self.hidden_size, residual_std)(
             h_BxRxD
         )
-        x_BxRxD = x_BxTxD[:, read] + drop(self.resid_pdrop, h_BxRxD)
+        x_BxRxD = x_BxTxD[:, read] + drop(place + 1, self.resid_pdrop, h_BxRxD)
 
-        h_BxRxD = self._layer_norm(f"{name}.ln_2", self.layer_norm_epsilon)(x_BxRxD)
         h_BxRxI = self._dense(f"{name}.mlp.c_fc", self.n_inner or 4 * self.hidden_size)(
-            h_BxRxD
+            x_BxRxD, self._norm(f"{name}.ln_2")
         )
         h_BxRxI = ACTIVATIONS[self.activation_function](h_BxRxI)
         h_BxRxD = self._dense(f"{name}.mlp.c_proj", self.hidden_size, residual_std)(
             h_BxRxI
         )
-        return x_BxRxD + drop(self.resid_pdrop, h_BxRxD)
+        return x_BxRxD + drop(place + 2, self.resid_pdrop, h_BxRxD)
 
     def _dense(self, name, features, init_std=None):
         std = self.initializer_range if init_std is None else init_std
         return Dense(features, std, self.dtype, name=name)
 
-    def _layer_norm(self, name, epsilon):
-        return LayerNorm(epsilon, self.dtype, name=name)
+    def _norm(self, name):
+        """What `Dense` takes of a layer norm before it."""
+        return *ScaleBias(name=name)(self.hidden_size), self.layer_norm_epsilon
 
     def _table(self, name, rows):
-        init = nn.initializers.normal(self.initializer_range)
-        return nn.Embed(
-            rows, self.hidden_size, self.dtype, embedding_init=init, name=name
-        )
+        return Table(rows, self.hidden_size, self.initializer_range, name=name)
 
 
 def model_fields(model: DecisionTransformer) -> dict:

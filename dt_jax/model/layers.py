@@ -39,35 +39,131 @@ ACTIVATIONS = {
 
 
 class Dense(nn.Module):
-    """x @ kernel + bias over the last axis, as one matrix product on a 2-D view."""
+    """x @ kernel + bias over the last axis, as one matrix product on a 2-D view.
+
+    With `norm`, a layer norm's scale, bias and epsilon, of x as that norm gives it.
+    """
 
     features: int
     init_std: float
     dtype: str
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x, norm=None):
         init = nn.initializers.normal(self.init_std)
         kernel = self.param("kernel", init, (x.shape[-1], self.features))
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
-        x, kernel, bias = (leaf.astype(self.dtype) for leaf in (x, kernel, bias))
-        y_NxO = x.reshape(-1, x.shape[-1]) @ kernel + bias[None]
+        x_NxI = x.reshape(-1, x.shape[-1])
+        if norm is None:
+            x_NxI, kernel, bias = (a.astype(self.dtype) for a in (x_NxI, kernel, bias))
+            y_NxO = x_NxI @ kernel + bias[None]
+        else:
+            scale, shift, epsilon = norm
+            y_NxO = norm_dense(x_NxI, scale, shift, kernel, bias, epsilon, self.dtype)
         return y_NxO.reshape(*x.shape[:-1], self.features)
 
 
-class LayerNorm(nn.Module):
-    """Over the last axis, computed in float32, with torch's two-pass variance."""
+class Table(nn.Module):
+    """Rows of a table of embeddings."""
 
-    epsilon: float
-    dtype: str
+    rows: int
+    features: int
+    init_std: float
+
+    def setup(self):
+        init = nn.initializers.normal(self.init_std)
+        self.embedding = self.param("embedding", init, (self.rows, self.features))
+
+    def __call__(self, rows):
+        return look_up(self.embedding, rows)
+
+
+@jax.custom_vjp
+def look_up(table_RxD, rows_BxK):
+    """BxKxD; NaN where a row is beyond the table.
+
+    Its gradient is a sum in one order on every kind of device: a GPU adds to rows that
+    repeat in any order, so off the CPU it is a matrix product, which takes a CPU long.
+    """
+    return jnp.take(table_RxD, rows_BxK, axis=0)
+
+
+def _look_up_forward(table_RxD, rows_BxK):
+    # The table is saved for its shape alone.
+    return look_up(table_RxD, rows_BxK), (table_RxD, rows_BxK)
+
+
+def _look_up_backward(saved, dy_BxKxD):
+    table_RxD, rows_BxK = saved
+    dtable_RxD = jax.lax.platform_dependent(
+        rows_BxK.reshape(-1),
+        dy_BxKxD.reshape(-1, dy_BxKxD.shape[-1]),
+        cpu=partial(add_to_rows, len(table_RxD)),
+        default=partial(add_by_product, len(table_RxD)),
+    )
+    return dtable_RxD, None
+
+
+look_up.defvjp(_look_up_forward, _look_up_backward)
+
+
+def add_to_rows(num_rows: int, rows_N: jax.Array, x_NxD: jax.Array) -> jax.Array:
+    """RxD: each x added to its row of zeros; a row beyond them is left out."""
+    return jnp.zeros((num_rows, x_NxD.shape[1])).at[rows_N].add(x_NxD)
+
+
+def add_by_product(num_rows: int, rows_N: jax.Array, x_NxD: jax.Array) -> jax.Array:
+    """The same as a product with zeros and ones."""
+    rows_N = jnp.where(rows_N < 0, rows_N + num_rows, rows_N)
+    one_hot_RxN = (jnp.arange(num_rows)[:, None] == rows_N[None]).astype(jnp.float32)
+    # x in three parts of 8 bits, which is all of it: float32 by the units for bfloat16.
+    exact = jax.lax.DotAlgorithmPreset.BF16_BF16_F32_X6
+    return jnp.matmul(one_hot_RxN, x_NxD, precision=exact)
+
+
+class ScaleBias(nn.Module):
+    """The parameters of a layer norm."""
 
     @nn.compact
-    def __call__(self, x):
-        scale = self.param("scale", nn.initializers.ones, x.shape[-1:])
-        bias = self.param("bias", nn.initializers.zeros, x.shape[-1:])
-        x_NxD = x.reshape(-1, x.shape[-1])
-        y_NxD = layer_norm(x_NxD, scale, bias, self.epsilon)
-        return y_NxD.astype(self.dtype).reshape(x.shape)
+    def __call__(self, size):
+        scale = self.param("scale", nn.initializers.ones, (size,))
+        bias = self.param("bias", nn.initializers.zeros, (size,))
+        return scale, bias
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(5, 6))
+def norm_dense(x_NxD, scale_D, shift_D, kernel_DxO, bias_O, epsilon, dtype):
+    """layer_norm(x, scale, shift) @ kernel + bias; what is multiplied is in `dtype`.
+
+    Its gradient is written out below: those of scale and shift need no sums over the
+    tokens of their own, but follow from what the kernel's gradient is made of.
+    """
+    y_NxD = layer_norm(x_NxD, scale_D, shift_D, epsilon).astype(dtype)
+    return y_NxD @ kernel_DxO.astype(dtype) + bias_O.astype(dtype)[None]
+
+
+def _norm_dense_forward(x_NxD, scale_D, shift_D, kernel_DxO, bias_O, epsilon, dtype):
+    parameters = scale_D, shift_D, kernel_DxO, bias_O
+    y_NxO = norm_dense(x_NxD, *parameters, epsilon, dtype)
+    return y_NxO, (x_NxD, scale_D, shift_D, kernel_DxO)
+
+
+def _norm_dense_backward(epsilon, dtype, saved, dy_NxO):
+    x_NxD, scale_D, shift_D, kernel_DxO = saved
+    unit_NxD, inverse_std_Nx1 = _normalize_rows(x_NxD, epsilon)
+    # Made once: XLA on a GPU would put q, k and v together for each of the products.
+    dy_NxO = jax.lax.optimization_barrier(dy_NxO)
+    dbias_O = dy_NxO.astype(jnp.float32).sum(0)
+    products_DxO = (unit_NxD.astype(dtype).T @ dy_NxO).astype(jnp.float32)
+    dkernel_DxO = scale_D[:, None] * products_DxO + shift_D[:, None] * dbias_O[None]
+    dscale_D = (kernel_DxO * products_DxO).sum(1)
+    dshift_D = (kernel_DxO * dbias_O[None]).sum(1)
+    slope_NxD = (dy_NxO @ kernel_DxO.T.astype(dtype)) * scale_D[None]
+    dx_NxD = _normalize_backward(slope_NxD, unit_NxD, inverse_std_Nx1)
+    return dx_NxD.astype(x_NxD.dtype), dscale_D, dshift_D, dkernel_DxO, dbias_O
+
+
+norm_dense.defvjp(_norm_dense_forward, _norm_dense_backward)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3,))
@@ -87,12 +183,7 @@ def _layer_norm_forward(x_NxD, scale_D, bias_D, epsilon):
 def _layer_norm_backward(epsilon, saved, dy_NxD):
     x_NxD, scale_D = saved
     unit_NxD, inverse_std_Nx1 = _normalize_rows(x_NxD, epsilon)
-    slope_NxD = dy_NxD * scale_D[None]
-    dx_NxD = inverse_std_Nx1 * (
-        slope_NxD
-        - slope_NxD.mean(1, keepdims=True)
-        - unit_NxD * (slope_NxD * unit_NxD).mean(1, keepdims=True)
-    )
+    dx_NxD = _normalize_backward(dy_NxD * scale_D[None], unit_NxD, inverse_std_Nx1)
     return dx_NxD.astype(x_NxD.dtype), (dy_NxD * unit_NxD).sum(0), dy_NxD.sum(0)
 
 
@@ -104,6 +195,14 @@ def _normalize_rows(x_NxD, epsilon):
     x_NxD = x_NxD - x_NxD.mean(1, keepdims=True)
     inverse_std_Nx1 = jax.lax.rsqrt(jnp.square(x_NxD).mean(1, keepdims=True) + epsilon)
     return x_NxD * inverse_std_Nx1, inverse_std_Nx1
+
+
+def _normalize_backward(slope_NxD, unit_NxD, inverse_std_Nx1):
+    return inverse_std_Nx1 * (
+        slope_NxD
+        - slope_NxD.mean(1, keepdims=True)
+        - unit_NxD * (slope_NxD * unit_NxD).mean(1, keepdims=True)
+    )
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(5, 6))
@@ -155,14 +254,14 @@ def dropout(x: jax.Array, rate: float, keep: jax.Array | None) -> jax.Array:
     return jnp.where(keep, x / (1 - rate), jnp.zeros((), x.dtype))
 
 
-def kept(shape: tuple, rate: float, key: jax.Array, first_segment=0) -> jax.Array:
+def kept(shape: tuple, rate: float, words_2: jax.Array, first_segment=0) -> jax.Array:
     """Bools, each False with probability `rate`, exact to 2^-32.
 
     The bits are a hash of the element's place in the whole batch, of which these begin
-    at `first_segment`, under two words of the key. It fuses into what uses it; threefry
-    bits of every element cost a sixth of an update on a CPU.
+    at `first_segment`, under two random words (uint32). It fuses into what uses it;
+    threefry bits of every element cost a sixth of an update on a CPU.
     """
-    first, second = jax.random.bits(key, (2,))
+    first, second = words_2
     size = math.prod(shape)
     first += jnp.asarray(first_segment, jnp.uint32) * jnp.uint32(size // shape[0])
     place = jax.lax.iota(jnp.uint32, size).reshape(shape)

@@ -16,6 +16,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from dt_jax.data.segments import Batch, normalize
 from dt_jax.model.decision_transformer import DecisionTransformer
+from dt_jax.training.optimizer import global_norm
 
 DEVICES = "devices"
 
@@ -82,7 +83,7 @@ def train_step(
     if axis_name is not None:
         squares, count, grads = jax.lax.psum((squares, count, grads), axis_name)
     grads = jax.tree.map(lambda grad: grad / count, grads)
-    metrics = Metrics(squares / count, optax.tree.norm(grads))
+    metrics = Metrics(squares / count, global_norm(grads))
     finite = jnp.isfinite(metrics.loss) & jnp.isfinite(metrics.grad_norm)
     updates, opt_state = optax.with_extra_args_support(optimizer).update(
         grads, state.opt_state, state.params, finite=finite

@@ -13,7 +13,16 @@ from safetensors.numpy import load_file
 
 from dt_jax.model.decision_transformer import DecisionTransformer, init_params
 from dt_jax.model.hf_weights import export_hf, import_hf
-from dt_jax.model.layers import ACTIVATIONS, attention, kept, layer_norm
+from dt_jax.model.layers import (
+    ACTIVATIONS,
+    add_by_product,
+    add_to_rows,
+    attention,
+    kept,
+    layer_norm,
+    look_up,
+    norm_dense,
+)
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 NAMES = sorted(path.parent.name for path in GOLDEN.glob("*/golden.npz"))
@@ -163,8 +172,8 @@ def test_dropout_drops_at_its_rate_and_scales_what_stays(field, module, beside, 
 @pytest.mark.parametrize("rate", [0.1, 0.5, 0.9])
 def test_dropout_masks_are_fair_and_independent(rate):
     shape, size = (64, 60, 128), 64 * 60 * 128
-    keys = [jax.random.fold_in(jax.random.key(0), number) for number in range(4)]
-    masks = np.stack([~np.asarray(kept(shape, rate, key)) for key in keys])
+    words_4x2 = jax.random.bits(jax.random.key(0), (4, 2))
+    masks = np.stack([~np.asarray(kept(shape, rate, words)) for words in words_4x2])
     error = np.sqrt(rate * (1 - rate) / size)
     assert np.abs(masks.mean(axis=(1, 2, 3)) - rate).max() < 4 * error
     # No axis has a place that drops more often than chance (5 sigma of many places).
@@ -172,7 +181,7 @@ def test_dropout_masks_are_fair_and_independent(rate):
         places = masks.mean(axis=axis)
         spread = np.sqrt(rate * (1 - rate) * places[0].size / size)
         assert np.abs(places - rate).max() < 5 * spread
-    # Between keys, and between neighbours in each direction: no correlation.
+    # Between words, and between neighbours in each direction: no correlation.
     flat = masks.reshape(4, -1).astype(np.float64)
     pairs = [np.corrcoef(flat)[np.triu_indices(4, 1)]]
     for shift in (1, 2, 128, 128 * 60, 1 << 16):
@@ -276,6 +285,22 @@ def test_the_gradient_of_layer_norm_is_the_one_jax_derives():
         np.testing.assert_allclose(mine, theirs, rtol=0, atol=2e-5)
 
 
+def test_the_gradient_of_a_norm_and_a_product_is_the_one_jax_derives():
+    def plainly(x, scale, shift, kernel, bias):
+        return layer_norm(x, scale, shift, 1e-5) @ kernel + bias[None]
+
+    shapes = (7, 16), (16,), (16,), (16, 5), (5,), (7, 5)
+    keys = jax.random.split(jax.random.key(0), len(shapes))
+    *arguments, dy = map(jax.random.normal, keys, shapes)
+    found = jax.vjp(lambda *x: norm_dense(*x, 1e-5, "float32"), *arguments)
+    expected = jax.vjp(plainly, *arguments)
+    # Float32 sums of up to 16 terms of order one, in another order.
+    close = partial(np.testing.assert_allclose, rtol=0, atol=2e-5)
+    close(found[0], expected[0])
+    for mine, theirs in zip(found[1](dy), expected[1](dy), strict=True):
+        close(mine, theirs)
+
+
 @pytest.mark.parametrize(
     ("keep", "rate", "out", "dv", "dscores"),
     [
@@ -315,7 +340,7 @@ def test_the_gradient_of_attention_is_the_one_jax_derives():
         for key, rows in zip(keys, (5, 7, 7), strict=False)
     ]
     dout = jax.random.normal(keys[3], (2, 3, 5, 4))
-    keep = kept((2, 3, 5, 7), 0.3, keys[4])
+    keep = kept((2, 3, 5, 7), 0.3, jax.random.bits(keys[4], 2))
     mask = jnp.tri(5, 7, 2, bool)[None, None].at[..., 1, :].set(False)  # sees nothing
     found = jax.vjp(lambda *x: attention(*x, mask, keep, 0.3, 0.5), *arguments)
     expected = jax.vjp(plainly, *arguments)
@@ -348,3 +373,38 @@ def test_fields_that_make_no_model_are_named(fields, message):
         DecisionTransformer(**fields)
     assert str(caught.value).startswith(message)
     assert "\n" not in str(caught.value)
+
+
+ROWS_2x3 = np.array([[0, 0, 3], [-1, 9, 3]])  # of a table of 9: the last row, none
+
+
+@pytest.mark.parametrize("add", [add_to_rows, add_by_product])
+def test_the_gradient_of_a_table_is_the_sum_by_rows(add):
+    # Values of 12 orders of magnitude: what is lost of a float32 would be seen.
+    x_6x4 = (
+        np.random.default_rng(0).normal(size=(6, 4)) * np.logspace(-6, 6, 6)[:, None]
+    )
+    x_6x4 = x_6x4.astype(np.float32)
+    expected = np.zeros((9, 4))
+    for row, x_4 in zip(ROWS_2x3.ravel(), x_6x4, strict=True):
+        if row < 9:
+            expected[row] += x_4
+    found = jax.jit(partial(add, 9))(ROWS_2x3.ravel(), x_6x4)
+    # At most two numbers are added: one rounding.
+    np.testing.assert_allclose(found, expected, rtol=1e-7, atol=0)
+
+
+@pytest.mark.parametrize("platform", ["cpu", "cuda", "tpu"])
+def test_a_table_is_read_and_its_gradient_made_without_atomics(platform):
+    def slope(table):
+        return jax.grad(lambda table: jnp.nansum(look_up(table, ROWS_2x3)))(table)
+
+    tables = jnp.stack([jnp.ones((9, 4)), jnp.full((9, 4), 2.0)])
+    found = look_up(tables[1], ROWS_2x3)
+    np.testing.assert_array_equal(np.isnan(found).all(-1), ROWS_2x3 == 9)
+    counts = [2, 0, 0, 2, 0, 0, 0, 0, 1]
+    slopes = jax.jit(jax.vmap(slope))  # of many members at once, as of one
+    np.testing.assert_array_equal(slopes(tables)[1, :, 0], counts)
+    text = slopes.trace(tables).lower(lowering_platforms=(platform,)).as_text()
+    assert ("stablehlo.scatter" in text) == (platform == "cpu")
+    assert ("stablehlo.dot_general" in text) == (platform != "cpu")
