@@ -37,6 +37,8 @@ ACTIVATIONS = {
     "tanh": jnp.tanh,
 }
 
+WIDE = 1000  # columns, from which on `product` looks at them twice
+
 
 class Dense(nn.Module):
     """x @ kernel + bias over the last axis, as one matrix product on a 2-D view.
@@ -56,11 +58,28 @@ class Dense(nn.Module):
         x_NxI = x.reshape(-1, x.shape[-1])
         if norm is None:
             x_NxI, kernel, bias = (a.astype(self.dtype) for a in (x_NxI, kernel, bias))
-            y_NxO = x_NxI @ kernel + bias[None]
+            y_NxO = product(x_NxI, kernel) + bias[None]
         else:
             scale, shift, epsilon = norm
             y_NxO = norm_dense(x_NxI, scale, shift, kernel, bias, epsilon, self.dtype)
         return y_NxO.reshape(*x.shape[:-1], self.features)
+
+
+def product(x_NxI: jax.Array, kernel_IxO: jax.Array) -> jax.Array:
+    """x @ kernel.
+
+    A GPU pads the rows to multiples of 128 for it. XLA, left to itself, then makes
+    them anew for the gradient, which of the states means to gather them twice.
+    """
+
+    def padded(x_NxI, kernel_IxO):
+        columns = -x_NxI.shape[1] % 128
+        x_NxI = jnp.pad(x_NxI, ((0, 0), (0, columns)))
+        return x_NxI @ jnp.pad(kernel_IxO, ((0, columns), (0, 0)))
+
+    if x_NxI.shape[1] < WIDE:
+        return x_NxI @ kernel_IxO
+    return jax.lax.platform_dependent(x_NxI, kernel_IxO, cpu=jnp.matmul, default=padded)
 
 
 class Table(nn.Module):
@@ -143,14 +162,13 @@ def norm_dense(x_NxD, scale_D, shift_D, kernel_DxO, bias_O, epsilon, dtype):
 
 
 def _norm_dense_forward(x_NxD, scale_D, shift_D, kernel_DxO, bias_O, epsilon, dtype):
-    parameters = scale_D, shift_D, kernel_DxO, bias_O
-    y_NxO = norm_dense(x_NxD, *parameters, epsilon, dtype)
-    return y_NxO, (x_NxD, scale_D, shift_D, kernel_DxO)
+    y_NxD, normalized = _layer_norm_forward(x_NxD, scale_D, shift_D, epsilon)
+    y_NxO = y_NxD.astype(dtype) @ kernel_DxO.astype(dtype) + bias_O.astype(dtype)[None]
+    return y_NxO, (normalized, shift_D, kernel_DxO)
 
 
 def _norm_dense_backward(epsilon, dtype, saved, dy_NxO):
-    x_NxD, scale_D, shift_D, kernel_DxO = saved
-    unit_NxD, inverse_std_Nx1 = _normalize_rows(x_NxD, epsilon)
+    (x_0xD, unit_NxD, inverse_std_Nx1, scale_D), shift_D, kernel_DxO = saved
     # Made once: XLA on a GPU would put q, k and v together for each of the products.
     dy_NxO = jax.lax.optimization_barrier(dy_NxO)
     dbias_O = dy_NxO.astype(jnp.float32).sum(0)
@@ -160,7 +178,7 @@ def _norm_dense_backward(epsilon, dtype, saved, dy_NxO):
     dshift_D = (kernel_DxO * dbias_O[None]).sum(1)
     slope_NxD = (dy_NxO @ kernel_DxO.T.astype(dtype)) * scale_D[None]
     dx_NxD = _normalize_backward(slope_NxD, unit_NxD, inverse_std_Nx1)
-    return dx_NxD.astype(x_NxD.dtype), dscale_D, dshift_D, dkernel_DxO, dbias_O
+    return dx_NxD.astype(x_0xD.dtype), dscale_D, dshift_D, dkernel_DxO, dbias_O
 
 
 norm_dense.defvjp(_norm_dense_forward, _norm_dense_backward)
@@ -177,14 +195,17 @@ def layer_norm(x_NxD, scale_D, bias_D, epsilon):
 
 
 def _layer_norm_forward(x_NxD, scale_D, bias_D, epsilon):
-    return layer_norm(x_NxD, scale_D, bias_D, epsilon), (x_NxD, scale_D)
+    unit_NxD, inverse_std_Nx1 = _normalize_rows(x_NxD, epsilon)
+    # Kept for the gradient, and made once: XLA on a GPU would make it anew there.
+    unit_NxD = jax.lax.optimization_barrier(unit_NxD)
+    y_NxD = unit_NxD * scale_D[None] + bias_D[None]
+    return y_NxD, (x_NxD[:0], unit_NxD, inverse_std_Nx1, scale_D)  # x for its dtype
 
 
 def _layer_norm_backward(epsilon, saved, dy_NxD):
-    x_NxD, scale_D = saved
-    unit_NxD, inverse_std_Nx1 = _normalize_rows(x_NxD, epsilon)
+    x_0xD, unit_NxD, inverse_std_Nx1, scale_D = saved
     dx_NxD = _normalize_backward(dy_NxD * scale_D[None], unit_NxD, inverse_std_Nx1)
-    return dx_NxD.astype(x_NxD.dtype), (dy_NxD * unit_NxD).sum(0), dy_NxD.sum(0)
+    return dx_NxD.astype(x_0xD.dtype), (dy_NxD * unit_NxD).sum(0), dy_NxD.sum(0)
 
 
 layer_norm.defvjp(_layer_norm_forward, _layer_norm_backward)

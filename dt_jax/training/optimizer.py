@@ -126,7 +126,7 @@ def _clip_by_global_norm(max_norm):
         factor = jnp.where(norm < max_norm, 1.0, max_norm / norm)
         # Read out of an array: XLA on a GPU then updates leaves of equal shape in one
         # kernel, which it does where they share an operand that is no single number.
-        factor = jax.lax.optimization_barrier(jnp.stack((factor, norm)))[0]
+        factor = jax.lax.optimization_barrier(jnp.full(2, factor))[0]
         return jax.tree.map(lambda grad: grad * factor, grads), state
 
     return optax.GradientTransformation(optax.init_empty_state, update)

@@ -167,7 +167,7 @@ def make_train_call(
 
     def call(state, store, items):
         def update(state, item):
-            return train_step(
+            state, metrics = train_step(
                 state,
                 fetch(store, item),
                 model=model,
@@ -177,10 +177,14 @@ def make_train_call(
                 key=jax.random.key(seed),
                 axis_name=DEVICES,
             )
+            return state, jnp.stack(metrics)  # one row of a table, not of one each
 
         # XLA runs matrix products inside a loop of one differently (slower on CPU).
         updates_per_call = jax.tree.leaves(items)[0].shape[0]
-        return jax.lax.scan(update, state, items, unroll=updates_per_call == 1)
+        state, metrics_Ux2 = jax.lax.scan(
+            update, state, items, unroll=updates_per_call == 1
+        )
+        return state, Metrics(*metrics_Ux2.T)
 
     return jax.pmap(
         call,
