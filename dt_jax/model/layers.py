@@ -37,7 +37,7 @@ ACTIVATIONS = {
     "tanh": jnp.tanh,
 }
 
-WIDE = 1000  # columns, from which on `product` looks at them twice
+WIDE = 1000  # columns from which on rows are padded for a product
 
 
 class Dense(nn.Module):
@@ -66,20 +66,22 @@ class Dense(nn.Module):
 
 
 def product(x_NxI: jax.Array, kernel_IxO: jax.Array) -> jax.Array:
-    """x @ kernel.
-
-    A GPU pads the rows to multiples of 128 for it. XLA, left to itself, then makes
-    them anew for the gradient, which of the states means to gather them twice.
-    """
-
-    def padded(x_NxI, kernel_IxO):
-        columns = -x_NxI.shape[1] % 128
-        x_NxI = jnp.pad(x_NxI, ((0, 0), (0, columns)))
-        return x_NxI @ jnp.pad(kernel_IxO, ((0, columns), (0, 0)))
-
+    """x @ kernel."""
     if x_NxI.shape[1] < WIDE:
         return x_NxI @ kernel_IxO
-    return jax.lax.platform_dependent(x_NxI, kernel_IxO, cpu=jnp.matmul, default=padded)
+    how = {"cpu": jnp.matmul, "default": padded_product}
+    return jax.lax.platform_dependent(x_NxI, kernel_IxO, **how)
+
+
+def padded_product(x_NxI: jax.Array, kernel_IxO: jax.Array) -> jax.Array:
+    """x @ kernel, of rows padded to a multiple of 128 columns.
+
+    XLA on a GPU pads wide rows for the product and, left to itself, makes them anew for
+    its gradient: it would gather the states twice.
+    """
+    columns = -x_NxI.shape[1] % 128
+    x_NxI = jnp.pad(x_NxI, ((0, 0), (0, columns)))
+    return x_NxI @ jnp.pad(kernel_IxO, ((0, columns), (0, 0)))
 
 
 class Table(nn.Module):

@@ -66,7 +66,7 @@ def make_optimizer(
         optax.scale_by_learning_rate(schedule),
     )
     return optax.chain(
-        _clip_by_global_norm(max_grad_norm),
+        clip_by_global_norm(max_grad_norm),
         optax.masked(adamw, lambda params: _groups(params, "decayed", "not decayed")),
         # As constants, so that the untrained leaves are not added to and copied.
         optax.stateless(_zero_where_untrained),
@@ -118,7 +118,7 @@ def global_norm(tree) -> jax.Array:
     return optax.tree.norm(ravel_pytree(tree)[0])
 
 
-def _clip_by_global_norm(max_norm):
+def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
     """optax's, but that it calls our `global_norm`, and scales by one number."""
 
     def update(grads, state, params=None):

@@ -22,6 +22,8 @@ from dt_jax.model.layers import (
     layer_norm,
     look_up,
     norm_dense,
+    padded_product,
+    product,
 )
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -146,6 +148,46 @@ def test_dropout_follows_its_key():
     np.testing.assert_array_equal(first, again)
     assert (first != other).mean() > 0.9
     assert (first != plain).mean() > 0.9
+
+
+def test_rows_padded_for_a_product_change_neither_it_nor_its_gradient():
+    generator = np.random.default_rng(0)
+    x_NxI = generator.normal(size=(5, 1001)).astype(np.float32)
+    kernel_IxO = generator.normal(size=(1001, 3)).astype(np.float32)
+
+    def loss(multiply, *arguments):
+        return jnp.square(multiply(*arguments)).sum()
+
+    for multiply in (product, padded_product):
+        np.testing.assert_allclose(
+            multiply(x_NxI, kernel_IxO),
+            x_NxI.astype(np.float64) @ kernel_IxO,
+            # Sums of 1001 products of about 1, in float32.
+            atol=1e-4,
+        )
+        found = jax.grad(partial(loss, multiply), (0, 1))(x_NxI, kernel_IxO)
+        expected = jax.grad(partial(loss, jnp.matmul), (0, 1))(x_NxI, kernel_IxO)
+        for one, other in zip(found, expected, strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-3)
+
+
+def test_each_place_of_dropout_has_words_of_its_own(monkeypatch):
+    rates = {"embd_pdrop": 0.1, "attn_pdrop": 0.2, "resid_pdrop": 0.3}
+    model, params, batch, _ = load("two_heads", **rates)
+    drawn = []
+
+    def record(shape, rate, words_2, first_segment):
+        drawn.append((rate, tuple(map(int, words_2))))
+        return jnp.ones(shape, bool)
+
+    monkeypatch.setattr("dt_jax.model.decision_transformer.kept", record)
+    for seed in (0, 1):
+        rngs = {"dropout": jax.random.key(seed)}
+        model.apply({"params": params}, **batch, deterministic=False, rngs=rngs)
+    places = 1 + 3 * model.n_layer
+    assert len(drawn) == 2 * places
+    assert len({words for _, words in drawn}) == 2 * places
+    assert [rate for rate, _ in drawn[:4]] == [0.1, 0.2, 0.3, 0.3]
 
 
 # Where a 1 enters under that dropout, and where one enters beside it.

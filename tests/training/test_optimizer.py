@@ -12,7 +12,12 @@ import optax
 import pytest
 
 from dt_jax.model.decision_transformer import DecisionTransformer, init_params
-from dt_jax.training.optimizer import make_optimizer, make_schedule
+from dt_jax.training.optimizer import (
+    clip_by_global_norm,
+    global_norm,
+    make_optimizer,
+    make_schedule,
+)
 
 pytestmark = pytest.mark.usefixtures("compile_fast")
 GOLDEN = dict(np.load(Path(__file__).parents[1] / "golden" / "optimizer.npz"))
@@ -169,6 +174,21 @@ def test_every_leaf_of_the_model_is_decayed_or_not_or_left_alone():
     moments = optimizer.init(ones)[1].inner_state[0].mu
     kept = names_where(lambda leaf: not isinstance(leaf, optax.MaskedNode), moments)
     assert names_where(lambda _: True, ones) - kept == UNTOUCHED
+
+
+@pytest.mark.parametrize("max_norm", [0.25, 100.0])
+def test_norm_and_clipping_are_those_of_optax(max_norm):
+    generator = np.random.default_rng(0)
+    shapes = {"kernel": (30, 7), "bias": (7,), "scale": ()}
+    grads = {k: generator.normal(size=s).astype(np.float32) for k, s in shapes.items()}
+    norm = optax.tree.norm(grads)
+    assert 0.25 < norm < 100
+    # A sum of 218 squares in another order; one rounding more where it is clipped.
+    np.testing.assert_allclose(global_norm(grads), norm, rtol=1e-6)
+    found, _ = clip_by_global_norm(max_norm).update(grads, optax.EmptyState())
+    expected, _ = optax.clip_by_global_norm(max_norm).update(grads, optax.EmptyState())
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-6), found, expected)
+    assert not max_norm > norm or (found["kernel"] == grads["kernel"]).all()
 
 
 def test_a_leaf_of_no_group_is_named():
