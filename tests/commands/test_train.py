@@ -473,6 +473,7 @@ def test_logging_saving_placement_and_evaluation_may_change(copy, dataset, capsy
         "train.num_train_epochs": 7,
         "train.max_steps": UPDATES + 4,
         "train.updates_per_call": 2,
+        "train.deterministic": False,
         "train.max_bad_updates": 3,
         "train.logging_steps": 2,
         "train.save_steps": 3,
