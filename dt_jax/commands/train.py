@@ -101,7 +101,8 @@ def _compile(setup, placement, state, step):
     Where the plan has promised too much, 'auto' takes the host, in all processes alike.
     """
     config = setup.config
-    counts = (count for _, count in setup.intervals(placement.name).calls(step))
+    calls = setup.intervals(placement.name).calls(step)
+    longest = max((count for _, count in calls), default=0)  # 0: all are made
     try:
         with distributed.raise_everywhere():
             feed = Feed(setup.sampler, placement.name, config.data.store_dtype)
@@ -109,7 +110,8 @@ def _compile(setup, placement, state, step):
             optimizer=setup.optimizer, seed=config.seed, fetch=feed.fetch, **setup.how()
         )
         with distributed.raise_everywhere():
-            feed.compile(call, state, max(counts, default=1))
+            if longest:
+                feed.compile(call, state, longest)
         return placement, feed, call
     except ValueError as error:
         if placement.name == "host" or config.data.placement != "auto":
