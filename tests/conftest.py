@@ -13,9 +13,11 @@ os.environ["GLIBC_TUNABLES"] = ""  # set, so that main.py does not start pytest 
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"
 # What one test, or the process it starts, has compiled no other need compile.
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(
-    Path(__file__).parents[1] / ".pytest_cache" / "compiled"
+    Path(__file__).parents[1]
+    / ".pytest_cache"
+    / "compiled"
+    / os.environ.get("PYTEST_XDIST_WORKER", "alone")
 )
-os.environ["JAX_COMPILATION_CACHE_MAX_SIZE"] = str(1 << 30)  # so that JAX locks it
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
