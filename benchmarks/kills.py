@@ -156,7 +156,7 @@ def start_and_kill(workdir: Path, changes: dict, kill: Kill) -> dict:
         made = workdir / "simulated_market"
         wait_until(lambda: is_new(market) or made.exists())
     elif kill.aim == "compilation":
-        wait_until(lambda: "Data: " in words(workdir).read_text())
+        wait_until(lambda: "compiling" in words(workdir).read_text())
     elif kill.aim in ("updates", "saving"):
         wait_until(lambda: is_new(metrics))
         first = num_records()
@@ -181,7 +181,7 @@ def start_and_kill(workdir: Path, changes: dict, kill: Kill) -> dict:
         hit = "saving"
     elif reached > came_from:
         hit = "updates"
-    elif "Data: " in text:
+    elif "compiling" in text:
         hit = "compilation"
     elif is_new(market):
         hit = "market"

@@ -282,12 +282,11 @@ def test_a_run_goes_on_with_other_devices(complete, copy, dataset):
     for step in (UPDATES - 6, UPDATES):
         shutil.rmtree(copy / "checkpoints" / str(step))
     flags = arguments(dataset, copy)
-    devices = "--xla_force_host_platform_device_count="
     disturbed = ("-c", DISTURBED, TERMINATE, UPDATES - 10)
-    stopped = python(*disturbed, *flags, XLA_FLAGS=devices + "1")
+    stopped = python(*disturbed, *flags, JAX_NUM_CPU_DEVICES="1")
     assert stopped.returncode == 143, stopped.stderr
     assert f"going on from update {UPDATES - 12}" in stopped.stdout
-    resumed = python("main.py", *flags, XLA_FLAGS=devices + "2")
+    resumed = python("main.py", *flags, JAX_NUM_CPU_DEVICES="2")
     assert resumed.returncode == 0, resumed.stderr
     found, expected = (
         [[r["step"], r["loss"], r["grad_norm"]] for r in records_of(workdir)]

@@ -89,7 +89,7 @@ def free_port():
 def run_all(environment, commands, num_devices=1):
     """Every command in a process of its own, all of one run; their ends."""
     joined = {
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={num_devices}",
+        "JAX_NUM_CPU_DEVICES": str(num_devices),
         "JAX_CPU_ENABLE_ASYNC_DISPATCH": str(int(num_devices == 1)),
     }
     if len(commands) > 1:

@@ -179,10 +179,14 @@ def test_one_call_of_three_updates_is_three_calls_of_one(state, dropping_call):
         found.extend(loss)
     assert together.step == one_by_one.step == 3
     # XLA may order sums otherwise inside a loop than outside; Adam divides by the
-    # gradient's own size, so that a rounding of a small one counts in full.
+    # gradient's own size, so that a rounding of a small one counts in full. That of
+    # the keys' biases is nothing but rounding: they move all scores of a query alike.
     np.testing.assert_allclose(found, losses, rtol=1e-6)
+    params = jax.tree.map(np.array, [one_by_one.params, together.params])
+    for tree in params:
+        tree["encoder.h.0.attn.c_attn"]["bias"][8:16] = 0
     close = partial(np.testing.assert_allclose, rtol=0, atol=1e-5)
-    jax.tree.map(close, one_by_one.params, together.params)
+    jax.tree.map(close, *params)
 
 
 # An infinite loss; one that is not a number; a finite one whose gradient's square is
