@@ -37,7 +37,6 @@ from dt_jax.system.process import DETERMINISTIC
 
 HERE = Path(__file__).parent
 BATCH_SIZE, CONTEXT_LENGTH = 64, 20
-BFLOAT16 = {"data.store_dtype": "bfloat16", "model.dtype": "bfloat16"}
 DEVICE = {"data.placement": "device", "train.updates_per_call": 40}
 BFLOAT16 = {**DEVICE, "data.store_dtype": "bfloat16", "model.dtype": "bfloat16"}
 LARGE_MODEL = "large model"
@@ -58,13 +57,17 @@ TORCH = {  # compiled, bfloat16
     "torch, CUDA graphs, float32": (True, False),
     "torch, CUDA graphs, bfloat16": (True, True),
 }
-SMALL = {"model.hidden_size": 16, "model.n_layer": 1, "train.updates_per_call": 2}
+SMALL = {
+    **{"model.hidden_size": 16, "model.n_layer": 1},
+    **{"train.batch_size": 8, "train.updates_per_call": 2, "train.max_steps": 40},
+}
 PEAK = "peak of bfloat16 products"
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--small", action="store_true", help="one way, a small model")
+    parser.add_argument("--out", type=Path, default=HERE / "gpu.json")
     parser.add_argument("--measure", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.measure:
@@ -95,10 +98,10 @@ def main():
             save_trajectories(whole, episodes(4999))
             changes = {"data.path": whole}
         else:
-            changes = {"data.path": few, **changes, "train.max_steps": 40}
+            changes = {"data.path": few, **changes}
         for key, value in from_prompt_to_prompt(changes, folder).items():
             tell(key, value)
-    (HERE / "gpu.json").write_text(json.dumps(found, indent=2) + "\n")
+    args.out.write_text(json.dumps(found, indent=2) + "\n")
 
 
 def in_a_process(way, data, small):
@@ -230,12 +233,13 @@ def run(workdir, cache, config, changes):
 
 def bits(changes, folder):
     """In how many arrays of weights and moments the same command differs."""
-    changes = {**DEVICE, **changes, "train.max_steps": 200, "train.save_steps": 80}
+    saved = {"train.max_steps": 200, "train.save_steps": 20}
+    changes = {**DEVICE, **saved, **changes}
     whole, again, resumed = (folder / name for name in ("whole", "again", "resumed"))
     for workdir in (whole, again):
         end(run(workdir, workdir.with_suffix(".cache"), "base", changes))
     first = run(resumed, resumed.with_suffix(".cache"), "base", changes)
-    while not (resumed / "checkpoints" / "80").is_dir() and first.poll() is None:
+    while not (resumed / "checkpoints" / "20").is_dir() and first.poll() is None:
         time.sleep(0.01)
     first.kill()
     first.wait()

@@ -1,0 +1,28 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is to run on a GPU runs to its end on a CPU, with a small model."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.slow
+def test_the_device_script_runs_and_finds_the_same_bits(tmp_path, monkeypatch):
+    monkeypatch.setenv("JAX_NUM_CPU_DEVICES", "1")
+    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+    out = tmp_path / "gpu.json"
+    command = [sys.executable, "-m", "benchmarks.gpu", "--small", f"--out={out}"]
+    subprocess.run(command, cwd=ROOT, check=True)
+    found = json.loads(out.read_text())
+    for same in ("the same command again", "the same command, killed and resumed"):
+        assert found[same]["arrays"] > 50
+        assert found[same]["different"] == 0
+        assert found[same]["same records"]
+    for name in ("empty cache", "compiled before"):
+        times = found[f"notebook, {name}"]
+        assert 0 < times["first record"] < times["seconds"]
