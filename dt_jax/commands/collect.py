@@ -32,7 +32,13 @@ def collect(config: ConfigDict, workdir: Path) -> None:
     path = workdir / "dataset"
     if path.exists():  # or it is said below a progress bar
         raise ValueError(f"{path} exists already; choose another --workdir")
-    actor = actor_of("collect.actor", config.collect.actor, seed=config.seed)
+    actor = actor_of(
+        "collect.actor",
+        config.collect.actor,
+        seed=config.seed,
+        algorithm=config.collect.algorithm,
+        normalization=config.collect.normalization,
+    )
     kwargs = environment_kwargs(config)
     environments = make_environments(name, kwargs, min(AT_ONCE, episodes))
     record_episodes(path, environments, actor, num_episodes=episodes, seed=config.seed)

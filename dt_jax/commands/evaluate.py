@@ -65,7 +65,12 @@ def evaluate(config: ConfigDict, workdir: Path) -> dict:
     environments = make_environments(name, kwargs, len(targets) * episodes)
     baselines = {RANDOM: random_actor(environments[0], seed)}
     for spec in config.eval.baselines:
-        baselines[spec] = actor_of("eval.baselines", spec, target_return=returns["max"])
+        baselines[spec] = actor_of(
+            "eval.baselines",
+            spec,
+            target_return=returns["max"],
+            algorithm=config.collect.algorithm,
+        )
     policy = Policy(model, trained.params, trained.normalization)
     seeds = range(seed, seed + episodes)
     rollouts = roll_out_targets(
@@ -127,7 +132,8 @@ def check_evaluation(config: ConfigDict, model: DecisionTransformer) -> None:
     (environment,) = make_environments(name, kwargs, 1)
     check_spaces(environment, state_dim=model.state_dim, act_dim=model.act_dim)
     for spec in config.eval.baselines:
-        actor_of("eval.baselines", spec, target_return=0.0)
+        algorithm = config.collect.algorithm
+        actor_of("eval.baselines", spec, target_return=0.0, algorithm=algorithm)
 
 
 def environment_of(config: ConfigDict) -> str:

@@ -242,6 +242,14 @@ def test_a_timestep_beyond_training_is_the_last_and_said_once(monkeypatch):
     ]
 
 
+def test_without_a_discounted_future_the_target_is_of_each_step(policy):
+    # As if no reward had come, whatever has.
+    found = episode(make_policy(discount=0.0))
+    policy.reset(TARGETS)
+    expected = [policy.act(states_ExS, np.zeros(E)) for states_ExS in STATES_TxExS]
+    np.testing.assert_array_equal(found, expected)
+
+
 def test_bfloat16_is_close_and_float32_outside(actions):
     found = episode(make_policy(MODEL.clone(dtype="bfloat16")))
     assert found.dtype == actions.dtype == np.float32

@@ -468,6 +468,8 @@ def test_logging_saving_placement_and_evaluation_may_change(copy, dataset, capsy
         "eval.baselines": ("runs/other",),
         "eval.score_range": (0.0, 1.0),
         "collect.actor": "ppo.zip",
+        "collect.algorithm": "PPO",
+        "collect.normalization": "vecnormalize.pkl",
         "collect.episodes": 5,
         "train.num_train_epochs": 7,
         "train.max_steps": UPDATES + 4,
