@@ -258,6 +258,13 @@ def test_bfloat16_is_close_and_float32_outside(actions):
     assert (found != actions).any()
 
 
+def test_under_jax_enable_x64_actions_are_the_same(actions):
+    with jax.enable_x64(True):
+        found = episode(make_policy())
+    assert found.dtype == np.float32
+    np.testing.assert_array_equal(found, actions)
+
+
 def test_a_workdir_and_its_export_act_alike(actions, tmp_path):
     state = init_state(PARAMS, optimizer=optax.identity())
     record = {"model": model_fields(MODEL), "normalization": NORMALIZATION}
