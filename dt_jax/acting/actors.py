@@ -143,13 +143,14 @@ def _load_sb3(spec, seed, algorithm):
         for name, (_, policy, hyperparameter) in SB3_ALGORITHMS.items()
         if policy == module and hyperparameter in saved
     ]
-    if not module.startswith(("stable_baselines3.", "sb3_contrib.")) and algorithm:
+    own = not module.startswith(("stable_baselines3.", "sb3_contrib."))
+    if own and algorithm:
         names = [algorithm]
     if not names:  # of those with a memory, too, which act wrongly without it
         raise ValueError(
             f"actor {spec!r}: found a policy of {module}, expected an agent of "
-            f"{', '.join(SB3_ALGORITHMS)}; if the policy is a class of your own, say "
-            "which by algorithm=PPO or the like"
+            f"{', '.join(SB3_ALGORITHMS)}"
+            + ("; say by algorithm=PPO or the like which yours is" if own else "")
         )
     package = SB3_ALGORITHMS[names[0]][0]
     try:

@@ -133,13 +133,17 @@ def test_a_folder_is_a_policy_with_a_target(tmp_path, monkeypatch):
         (
             "dqn.zip",
             "'dqn.zip': found a policy of stable_baselines3.dqn.policies, expected an "
-            "agent of PPO, TRPO, A2C, SAC, TD3, DDPG, TQC, CrossQ; if the policy is a ",
+            "agent of PPO, TRPO, A2C, SAC, TD3, DDPG, TQC, CrossQ",
         ),
         (
             "memory.zip",
             "'memory.zip': found a policy of sb3_contrib.common.recurrent.policies, ex",
         ),
-        ("own.zip", "'own.zip': found a policy of my_policies, expected an agent of "),
+        (
+            "own.zip",
+            "'own.zip': found a policy of my_policies, expected an agent of PPO, TRPO, "
+            "A2C, SAC, TD3, DDPG, TQC, CrossQ; say by algorithm=PPO or the like which ",
+        ),
     ],
 )
 def test_wrong_actors_are_refused_in_one_line(spec, message, tmp_path, monkeypatch):
