@@ -52,10 +52,11 @@ def _run(argv) -> int:
         flags.FLAGS(argv, known_only=True)
         file, argv = _take_config(argv)
         mode, name = mode_flag.value, Path(file or "base").stem
-        workdir = Path(workdir_flag.value or Path("runs", name))
+        workdir = Path(workdir_flag.value or Path("runs", name)).expanduser()
         if not file and mode in OF_A_RUN:
             config.saved_config(workdir)  # or the reason why it cannot be read
             file = f"{config.__file__}:{workdir}"
+        config_flags.register_flag_parser_for_type(int, config.WholeNumber())
         # It reads sys.argv, where --config must come first.
         sys.argv = [argv[0], f"--config={file or config.__file__}", *argv[1:]]
         config_flag = config_flags.DEFINE_config_file("config")
@@ -71,9 +72,9 @@ def _run(argv) -> int:
     if workdir.exists() and not workdir.is_dir():
         return _refuse(f"--workdir={workdir}: found a file, expected a folder")
     try:
-        config.check(config_flag.value, file or "config")
+        checked = config.check(config_flag.value, file or "config")
         keep_compiled()
-        return _command(mode, config_flag.value, workdir)
+        return _command(mode, checked, workdir)
     except (ValueError, OSError) as error:
         return _refuse(error)
 

@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+from absl import flags
 from ml_collections import ConfigDict, config_dict
 
 from dt_jax.system.files import read_json
@@ -56,6 +57,9 @@ def default_config() -> ConfigDict:
     data.weighting = "length"
     # Cut a row after each `done` inside it, so that returns do not run across a reset.
     data.split_on_dones = False
+    # Mean and std of the states: 'stored', the dataset's own where it has them; or
+    # 'computed', from the states in any case.
+    data.statistics = "stored"
     # Share of the trajectories that is never trained on, only measured; 0: none.
     data.validation_fraction = 0.0
     # 'host': NumPy batches are sent ahead; 'device': the whole store lies on the
@@ -114,8 +118,8 @@ def default_config() -> ConfigDict:
     optimizer.lr_scheduler_type = "linear"
 
     config.train = train = ConfigDict()
-    # An epoch is ceil(trajectories / batch_size) updates.
-    train.num_train_epochs = 120
+    # An epoch is ceil(trajectories / batch_size) updates; a part of one will do.
+    train.num_train_epochs = 120.0
     # Updates in all; above 0 it overrides num_train_epochs.
     train.max_steps = 0
     # A Hugging Face folder or a workdir whose weights to start from; empty: none.
@@ -215,20 +219,23 @@ def current_names(saved: Mapping) -> dict:
     return nested
 
 
-def check(given: ConfigDict, where: str | os.PathLike) -> None:
-    """Raise ValueError unless a config has the keys and types of the default.
-
-    A whole number may stand for a float, and one of any size for None.
+def check(given: ConfigDict, where: str | os.PathLike) -> ConfigDict:
+    """A locked copy of a config, for the commands; `~` is the home of the user.
 
     Args:
       where: the config comes from, a file or 'config'; errors begin with it.
+
+    Raises:
+      ValueError: it has not the keys and types of the default. (A whole number may
+        stand for a float, and one of any size for None.)
     """
     if not hasattr(given, "to_dict"):
         raise ValueError(
             f"{where}: found {given!r}, expected a ConfigDict as `default_config()` of "
             "dt_jax.config gives"
         )
-    given, expected = flatten(given.to_dict()), flatten(default_config().to_dict())
+    checked = default_config()
+    given, expected = flatten(given.to_dict()), flatten(checked.to_dict())
     for key in sorted(given.keys() - expected):
         raise ValueError(f"{where}: {key}: {unknown(key)}")
     for key, value in expected.items():
@@ -244,6 +251,30 @@ def check(given: ConfigDict, where: str | os.PathLike) -> None:
             raise ValueError(
                 f"{where}: {key}={given[key]!r}: expected one like {value!r}"
             )
+    checked.update_from_flattened_dict(
+        {key: _expand_home(value) for key, value in given.items()}
+    )
+    return checked
+
+
+def _expand_home(value):
+    if isinstance(value, tuple):
+        return tuple(map(_expand_home, value))
+    return os.path.expanduser(value) if isinstance(value, str) else value
+
+
+class WholeNumber(flags.IntegerParser):
+    """Of a flag: 1e3 is a whole number, too, and None stands for no number."""
+
+    def convert(self, argument: str | int) -> int | None:
+        if argument == "None":
+            return None
+        try:
+            return super().convert(argument)
+        except ValueError:
+            if float(argument).is_integer():
+                return int(float(argument))
+            raise
 
 
 class Key(NamedTuple):

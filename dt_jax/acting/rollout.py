@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from dt_jax.acting.actors import Actor
 from dt_jax.acting.environments import check_spaces
 from dt_jax.acting.policy import Policy
-from dt_jax.data.readers import save_trajectories
+from dt_jax.data.writer import save_trajectories
 
 
 class Rollout(NamedTuple):

@@ -38,12 +38,11 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> Run:
       OSError: something could not be read or written; the last good checkpoint is kept.
       FloatingPointError: too many updates in a row were not finite.
     """
-    check(config, "config")
-    config = ConfigDict(config.to_dict()).lock()
+    config, workdir = check(config, "config"), Path(workdir).expanduser()
     _before_jax(config)
     from dt_jax.commands import train as command
 
-    command.train(config, Path(workdir))
+    command.train(config, workdir)
     return Run(workdir)
 
 
@@ -74,6 +73,7 @@ def evaluate(
     Raises:
       ValueError, FileNotFoundError: there is no trained run, or something does not fit.
     """
+    workdir = Path(workdir).expanduser()
     config = saved_config(workdir)
     given = {
         "environment": environment,
@@ -84,10 +84,11 @@ def evaluate(
         "score_range": None if score_range is None else tuple(map(float, score_range)),
     }
     config.eval.update({k: value for k, value in given.items() if value is not None})
+    config = check(config, "config")
     _before_jax(config)
     from dt_jax.commands import evaluate as command
 
-    return command.evaluate(config, Path(workdir))
+    return command.evaluate(config, workdir)
 
 
 def _before_jax(config):
@@ -105,7 +106,7 @@ class Run:
     """
 
     def __init__(self, workdir: str | os.PathLike):
-        self.workdir = Path(workdir)
+        self.workdir = Path(workdir).expanduser()
         saved_config(self.workdir)
 
     @classmethod

@@ -54,6 +54,7 @@ def data_report(
         "repeated_trajectories": trajectories.num_trajectories
         - len(np.unique(facts.digests)),
         "trajectories_with_inner_dones": _inner_dones(trajectories),
+        "misfit": facts.misfit and facts.misfit._asdict(),
         "clipped_timesteps": int(np.maximum(0, lengths_E - sampler.max_ep_len).sum()),
         "placement": placement,
         "memory_plan": plan,
@@ -134,6 +135,13 @@ def _warnings(report, sampler, action_tanh):
         warnings.append(
             f"{len(report['constant_features'])} features never change: their std "
             "is near 0, and one that moves later is multiplied by up to a million"
+        )
+    if misfit := report["misfit"]:
+        warnings.append(
+            f"state_mean and state_std do not fit {misfit['features']} features; "
+            "feature {worst} has {stored_mean:.4g} and {stored_std:.4g}, found "
+            "{found_mean:.4g} and {found_std:.4g}; "
+            "data.statistics=computed has them computed".format(**misfit)
         )
     if report["repeated_trajectories"]:
         warnings.append(

@@ -23,8 +23,9 @@ from dt_jax.commands.inspect import inspect
 from dt_jax.commands.setup import SIMULATED_MARKET, Setup, is_free
 from dt_jax.commands.train import train
 from dt_jax.config import default_config, flatten
-from dt_jax.data.readers import load_trajectories, save_trajectories
+from dt_jax.data.readers import load_trajectories
 from dt_jax.data.segments import SegmentSampler
+from dt_jax.data.writer import save_trajectories
 from dt_jax.model.decision_transformer import DecisionTransformer, init_params
 from dt_jax.system.files import locked
 from dt_jax.training import feed
@@ -429,6 +430,7 @@ def test_other_settings_are_refused_and_the_run_is_untouched(copy, dataset):
     [
         {"seed": 1},
         {"data.weighting": "uniform"},
+        {"data.statistics": "computed"},
         {"optimizer.learning_rate": 0.02},
         {"train.max_steps": UPDATES + 5, "train.logging_steps": 0},
     ],
@@ -450,6 +452,7 @@ def test_every_key_means_the_run_or_may_change():
         "seed",
         *("data.context_length", "data.max_ep_len", "data.return_scale"),
         *("data.discount", "data.weighting", "data.split_on_dones"),
+        "data.statistics",
         *("data.validation_fraction", "data.store_dtype"),
         *("train.batch_size", "train.init_from"),
     }

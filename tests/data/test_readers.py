@@ -14,10 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_segments import SETTINGS, assert_same_bits, collate
 
-from dt_jax.data import readers
-from dt_jax.data.readers import load_trajectories, save_trajectories
+from dt_jax.data.readers import load_trajectories
 from dt_jax.data.segments import Batch, SegmentSampler
 from dt_jax.data.trajectories import Trajectories
+from dt_jax.data.writer import save_trajectories
 
 LENGTHS = (3, 1, 7, 4, 2, 7)
 S, A = 3, 2
@@ -347,46 +347,6 @@ def test_options_are_handed_on():
     np.testing.assert_array_equal(store.returns_to_go, expected.returns_to_go)
 
 
-@pytest.mark.parametrize("write_bytes", [1, 300, 64 << 20])
-@pytest.mark.parametrize("lengths", [LENGTHS, (4, 1, 2), (5,)])
-def test_saved_trajectories_come_back(tmp_path, monkeypatch, write_bytes, lengths):
-    monkeypatch.setattr(readers, "WRITE_BYTES", write_bytes)
-    episodes = make_episodes(lengths)
-    for episode in episodes:  # a constant feature, and one with a large offset
-        episode["observations"] = (episode["observations"] + [0, 1e6, 0]) * [1, 1, 0]
-    save_trajectories(tmp_path / "new" / "data", iter(episodes))
-    assert os.listdir(tmp_path / "new") == ["data"]
-    store = load_trajectories(tmp_path / "new" / "data")
-    rounded = [e | {"observations": np.float32(e["observations"])} for e in episodes]
-    assert_holds(store, rounded)
-    dataset = datasets.load_from_disk(tmp_path / "new" / "data")
-    num_columns = 3 if len(lengths) >= S else 1  # a column holds a mean of S numbers
-    assert dataset.column_names == ["train", "state_mean", "state_std"][:num_columns]
-    assert dataset[0]["train"]["rewards"] == episodes[0]["rewards"].tolist()
-    states_NxS = np.concatenate([e["observations"] for e in rounded]).astype(float)
-    # The sums are in double precision about a shift; float32 holds the results.
-    close = {"rtol": 2e-7, "atol": 1e-12}
-    np.testing.assert_allclose(store.state_mean, states_NxS.mean(0), **close)
-    np.testing.assert_allclose(store.state_std, states_NxS.std(0) + 1e-6, **close)
-
-
-def test_a_failing_or_empty_source_of_episodes_leaves_nothing_behind(tmp_path):
-    def failing():
-        yield from make_episodes()
-        raise RuntimeError("the simulator fell over")
-
-    with pytest.raises(RuntimeError, match="fell over"):
-        save_trajectories(tmp_path / "data", failing())
-    with pytest.raises(ValueError, match="found no episodes"):
-        save_trajectories(tmp_path / "data", [])
-    assert not list(tmp_path.iterdir())
-    save_trajectories(tmp_path / "data", make_episodes())
-    before = load_trajectories(tmp_path / "data").fingerprint()
-    with pytest.raises(ValueError, match="exists already"):
-        save_trajectories(tmp_path / "data", make_episodes(seed=1))
-    assert load_trajectories(tmp_path / "data").fingerprint() == before
-
-
 NUM = len(LENGTHS)
 NULL = "has an empty (null) value or list"
 FAULTS = [
@@ -409,9 +369,12 @@ FAULTS = [
     ("rewards", (), [["a"]] * NUM, "holds string, expected numbers"),
     ("rewards", (), ["a"] * NUM, "holds string where a list was expected"),
     ("actions", (), [[["a"]]] * NUM, "holds string, expected numbers"),
-    ("observations", (), [[1.0]] * NUM, "holds double where a list was expected"),
-    ("observations", (), None, "expected observations, actions, rewards"),
-    ("rewards", (), None, "expected observations, actions, rewards"),
+    ("observations", (), [1.0] * NUM, "holds double where a list was expected"),
+    ("rewards", (), [[[1.0, 2.0]]] * NUM, "has rows of 2 numbers, expected 1"),
+    ("rewards", (), [[[[1.0]]]] * NUM, "holds list<item: double>, expected numbers"),
+    ("dones", (3, 2), np.nan, "holds nan, expected true or false"),
+    ("observations", (), None, "(or states), actions, rewards (and dones), as columns"),
+    ("rewards", (), None, "expected observations (or states), actions, rewards (and"),
 ]
 
 
