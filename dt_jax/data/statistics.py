@@ -7,7 +7,6 @@ finds a difference, both are computed, so that what is right is never found wron
 
 import os
 from concurrent.futures import ThreadPoolExecutor
-from threading import Lock
 from typing import NamedTuple
 
 import numpy as np
@@ -16,7 +15,7 @@ from dt_jax.data.rows import Rows
 from dt_jax.data.scan import blocks
 
 STD_EPSILON = 1e-6  # Hugging Face's collator adds it to the population std
-SAMPLED_ROWS = 1 << 16  # about; of less than twice as many, all
+SAMPLED_ROWS = 1 << 12  # about; of less than twice as many, all
 STANDARD_ERRORS = 6
 TOLERANCE = 0.1
 LARGE_SPAN = 100
@@ -82,53 +81,34 @@ class Comparison:
         stretch = max(1, int(lengths_E.sum()) // SAMPLED_ROWS)
         first = np.arange(0, rows.shape[0], stretch)
         place = np.arange(len(first)) * 0.6180339887498949 % 1.0
-        self._sampled = first + (place * stretch).astype(np.int64)
-        self._sorted_starts_E = np.sort(starts_E)
-        self._sums, self._lock = None, Lock()
+        sampled = first + (place * stretch).astype(np.int64)
+        order = np.argsort(starts_E)
+        owner = order[np.searchsorted(starts_E[order], sampled, "right") - 1]
+        is_inside = (starts_E[owner] <= sampled) & (
+            sampled < (starts_E + lengths_E)[owner]
+        )
+        self._sampled, self._owner = sampled[is_inside], owner[is_inside]
+        size = len(self._sampled), rows.shape[1]
+        self._sample = np.zeros(size, rows.pieces[0].dtype)
 
     def visit(self, block_NxS: np.ndarray, start: int) -> None:
-        """Add up the sampled rows of a block, the trajectories kept apart."""
+        """Keep the sampled rows of a block."""
         bounds = np.searchsorted(self._sampled, (start, start + len(block_NxS)))
-        rows = self._sampled[slice(*bounds)]
-        if not len(rows):
-            return
-        with np.errstate(all="ignore"):  # of values that are refused later
-            values_NxS = (block_NxS[rows - start] - self._mean[None]) / self._std[None]
-            values_NxS = values_NxS.clip(-LARGEST, LARGEST)
-        moments_Nx2S = np.concatenate([values_NxS, np.square(values_NxS)], axis=1)
-        owner = np.searchsorted(self._sorted_starts_E, rows, "right")
-        first = np.flatnonzero(np.diff(owner, prepend=0))
-        counts_C = np.diff(first, append=len(rows))
-        sums_Cx2S = np.add.reduceat(moments_Nx2S, first)
-        sums = (
-            len(counts_C),
-            counts_C.sum(),
-            np.square(counts_C).sum(),
-            sums_Cx2S.sum(axis=0),
-            np.square(sums_Cx2S).sum(axis=0),
-            counts_C @ sums_Cx2S,
-        )
-        with self._lock:
-            before = self._sums or [0] * len(sums)
-            self._sums = [a + b for a, b in zip(before, sums, strict=True)]
+        here = slice(*bounds)
+        self._sample[here] = block_NxS[self._sampled[here] - start]
 
     def misfit(self, minimum: np.ndarray, maximum: np.ndarray) -> Misfit | None:
         """What does not fit, if anything; minimum, maximum: S, of the states.
 
         In units of the stored std a mean may be off by 0.1, and a variance by 0.2,
         besides six standard errors, for the data may be a part of what its statistics
-        are of; trajectories are the independent samples. Few of them tell little, but
-        a std above 2 where the data spans more than 100 is a fault in any case. A
-        feature that never changes may have any std.
+        are of; trajectories are the independent samples, and few of them tell little
+        (Student's t). A std above 2 where the data spans more than 100 is a fault in
+        any case. A feature that never changes may have any std.
         """
-        if not self._sums:
+        if not len(self._sampled):
             return None
-        clusters, count, squares, sums_2S, square_sums_2S, cross_2S = self._sums
-        means_2S = sums_2S / count
-        spread_2S = square_sums_2S - 2 * means_2S * cross_2S + means_2S**2 * squares
-        degrees = (clusters - 1) / clusters or np.nan  # of one trajectory: no error
-        errors_2S = np.sqrt(spread_2S.clip(0) / degrees) / count
-        mean_error, variance_error = STANDARD_ERRORS * errors_2S.reshape(2, -1)
+        shift, scale, mean_error, variance_error = self._estimate()
         rounding = 2 * np.spacing(np.abs(self._mean).astype(np.float32)) / self._std
         span = (maximum - minimum) / self._std
 
@@ -139,8 +119,6 @@ class Comparison:
                 | (scale > 2) & (span > LARGE_SPAN)
             )
 
-        shift, square = means_2S.reshape(2, -1)
-        scale = np.sqrt((square - shift**2).clip(0)) + STD_EPSILON / self._std
         if not wrong(shift, scale).any():
             return None
         mean, std = mean_and_std(*self._states)
@@ -153,3 +131,27 @@ class Comparison:
         worst = int(np.argmax(np.where(features, badness, -1.0)))
         found = (self._mean[worst], self._std[worst], mean[worst], std[worst])
         return Misfit(int(features.sum()), worst, *map(float, found))
+
+    def _estimate(self):
+        """By the sample: how far means are off, the stds, and how far means and
+        variances may be off by chance, S each, in units of the stored std."""
+        values_NxS = self._sample.astype(np.float64)
+        values_NxS -= self._mean[None]
+        values_NxS /= self._std[None]
+        np.clip(values_NxS, -LARGEST, LARGEST, out=values_NxS)
+        count = len(self._sampled)
+        first = np.flatnonzero(np.diff(self._owner, prepend=-1))
+        counts_C = np.diff(first, append=count)
+        degrees = len(first) - 1 or np.nan  # of one trajectory nothing is known
+        # Student's t, nearly, at what is six standard errors where they are many.
+        factor = np.sqrt(degrees * np.expm1(STANDARD_ERRORS**2 / degrees))
+        means, errors = [], []
+        for moments_NxS in (values_NxS, np.square(values_NxS)):
+            sums_CxS = np.add.reduceat(moments_NxS, first)
+            mean = sums_CxS.sum(axis=0) / count
+            off_CxS = sums_CxS - counts_C[:, None] * mean[None]
+            variance = np.square(off_CxS).sum(axis=0) * len(first) / degrees
+            means.append(mean)
+            errors.append(factor * np.sqrt(variance) / count)
+        variance = (means[1] - np.square(means[0])).clip(0)
+        return means[0], np.sqrt(variance) + STD_EPSILON / self._std, *errors

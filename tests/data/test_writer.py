@@ -127,8 +127,8 @@ def assert_alike(found, expected, dtype):
     for one, other in zip(found, expected, strict=True):
         assert one.keys() == other.keys()
         for name, values in other.items():
-            kept = values if name == "dones" else values.astype(dtype)
-            np.testing.assert_array_equal(one[name].astype(kept.dtype), kept)
+            kind = {"rewards": np.float32, "dones": bool}.get(name, dtype)
+            np.testing.assert_array_equal(one[name].astype(kind), values.astype(kind))
 
 
 # Few examples: each makes two datasets.

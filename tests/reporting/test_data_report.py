@@ -16,7 +16,7 @@ WARNINGS = {
     "actions": "actions reach from -2 to 2, but model.action_tanh=True",
     "constant": "1 features never change",
     "misfit": "state_mean and state_std do not fit 2 features; feature 1 has 50 and "
-    "0.5, found 6 and 1.604; data.statistics=computed has them computed",
+    "0.01, found 6 and 1.604; data.statistics=computed has them computed",
     "repeated": "1 trajectories repeat another one exactly",
     "inner done": "1 trajectories go on after a done",
     "clipped": "2 timesteps lie beyond data.max_ep_len=2",
@@ -160,12 +160,12 @@ def with_statistics(mean, std):
 
 
 def test_statistics_of_other_data_are_named_with_the_worst():
-    report = report_of(with_statistics([30, 50], [0.5, 0.5]))
+    report = report_of(with_statistics([30, 50], [0.01, 0.01]))
     assert report["misfit"]["found_mean"] == 6
     assert report["warnings"] == [WARNINGS["misfit"]]
     assert WARNINGS["misfit"] in describe_data(report)
-    # Of seven of these steps by hand: 27 / 7 and 42 / 7.
-    assert report_of(with_statistics([3.857, 6], [3.2, 1.6]))["warnings"] == []
+    # By hand: 27 / 7 and 42 / 7, sqrt(496) / 7 and sqrt(126) / 7.
+    assert report_of(with_statistics([3.857, 6], [3.18, 1.6]))["warnings"] == []
 
 
 def test_the_order_of_trajectories_is_of_no_consequence():
