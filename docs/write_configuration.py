@@ -34,6 +34,9 @@ config = dt_jax.default_config()
 config.train.batch_size = 128
 ```
 
+On the command line `1e3` is a whole number too, and
+`--config.model.n_inner=None` stands for no value. A path may begin with `~`, your home.
+
 A key that does not exist is refused, and the error names the nearest key that does.
 """
 

@@ -329,6 +329,20 @@ def test_states_and_actions_are_views_of_the_file(tmp_path, monkeypatch):
         assert not rows.pieces[0].flags.writeable
 
 
+def test_one_more_observation_is_dropped_and_states_are_still_views():
+    columns = make_columns()
+    for row, states in enumerate(columns["observations"]):
+        if row != 2:
+            states.append([np.nan] * S)  # of no step: whatever it is
+    dataset = one_chunk_a_row(as_dataset(columns, kinds=kinds_of("list")))
+    assert_holds(load_trajectories(dataset), make_episodes())
+    store = load_trajectories(dataset.select([4, 2, 0]), split_on_dones=True)
+    assert_holds(store, [make_episodes()[row] for row in (4, 2, 0)])
+    flat = dataset.data.table.column("observations").chunk(1).values.values
+    numbers = np.from_dlpack(flat)
+    assert any(np.shares_memory(piece, numbers) for piece in store.states.pieces)
+
+
 @pytest.mark.parametrize("statistics", [(), (MEAN,)])
 def test_statistics_are_computed_when_the_dataset_lacks_them(statistics):
     store = load_trajectories(as_dataset(make_columns(), statistics=statistics))
