@@ -15,7 +15,7 @@ import re
 import textwrap
 import traceback
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -269,12 +269,12 @@ class WholeNumber(flags.IntegerParser):
     def convert(self, argument: str | int) -> int | None:
         if argument == "None":
             return None
-        try:
+        with suppress(ValueError):
             return super().convert(argument)
-        except ValueError:
+        with suppress(ValueError):
             if float(argument).is_integer():
                 return int(float(argument))
-            raise
+        raise ValueError("expected a whole number")
 
 
 class Key(NamedTuple):

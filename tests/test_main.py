@@ -113,7 +113,9 @@ def test_how_values_may_be_typed(prompt, monkeypatch, key, typed, found):
 @pytest.mark.parametrize("typed", ["1.5", "1e400", "nan", "many", "1e-3", "None"])
 def test_what_is_no_whole_number_is_refused(prompt, tmp_path, typed):
     flags = (f"--workdir={tmp_path / 'run'}", f"--config.train.max_steps={typed}")
-    assert_refused(prompt(BASE, *flags), [f"train.max_steps={typed}"])
+    found = f"train.max_steps={typed}"
+    told = "expected one like 0" if typed == "None" else "expected a whole number"
+    assert_refused(prompt(BASE, *flags), [f"{found}: {told}"])
 
 
 @pytest.mark.parametrize(

@@ -139,7 +139,7 @@ def _warnings(report, sampler, action_tanh):
     if misfit := report["misfit"]:
         warnings.append(
             f"state_mean and state_std do not fit {misfit['features']} features; "
-            "feature {worst} has {stored_mean:.4g} and {stored_std:.4g}, found "
+            "worst is {worst}: stored {stored_mean:.4g} and {stored_std:.4g}, found "
             "{found_mean:.4g} and {found_std:.4g}; "
             "data.statistics=computed has them computed".format(**misfit)
         )

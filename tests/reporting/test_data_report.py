@@ -15,8 +15,8 @@ from dt_jax.training.feed import memory_plan
 WARNINGS = {
     "actions": "actions reach from -2 to 2, but model.action_tanh=True",
     "constant": "1 features never change",
-    "misfit": "state_mean and state_std do not fit 2 features; feature 1 has 50 and "
-    "0.01, found 6 and 1.604; data.statistics=computed has them computed",
+    "misfit": "state_mean and state_std do not fit 2 features; worst is 1: stored "
+    "50 and 0.01, found 6 and 1.604; data.statistics=computed has them computed",
     "repeated": "1 trajectories repeat another one exactly",
     "inner done": "1 trajectories go on after a done",
     "clipped": "2 timesteps lie beyond data.max_ep_len=2",
