@@ -7,7 +7,12 @@ from ml_collections import ConfigDict
 
 from dt_jax.acting.environments import make_environments
 from dt_jax.acting.rollout import record_episodes
-from dt_jax.commands.evaluate import actor_of, environment_kwargs, environment_of
+from dt_jax.commands.evaluate import (
+    actor_of,
+    environment_kwargs,
+    environment_of,
+    name_unused,
+)
 from dt_jax.config import naming_keys
 
 AT_ONCE = 16  # episodes that run together, which is what memory has to hold
@@ -35,6 +40,7 @@ def collect(config: ConfigDict, workdir: Path) -> None:
     actor = actor_of("collect.actor", config.collect.actor, seed=config.seed)
     kwargs = environment_kwargs(config)
     environments = make_environments(name, kwargs, min(AT_ONCE, episodes))
+    name_unused(environments[0])
     record_episodes(path, environments, actor, num_episodes=episodes, seed=config.seed)
     print(f"{path}: {episodes:,} episodes\n\nNext:")
     print(f"  python main.py --config configs/base.py --config.data.path={path}")

@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """From a trained run to `report/`: episodes for each target, figures, one page."""
 
+import functools
 import json
 import math
 from pathlib import Path
 
+import gymnasium
 from ml_collections import ConfigDict
 
 from dt_jax.acting.actors import Actor, load_actor, random_actor
@@ -83,12 +85,14 @@ def evaluate(config: ConfigDict, workdir: Path) -> dict:
         rollout = roll_out(environments[:episodes], actor, seeds, desc=other)
         results.append(ActorResult(other, None, *rollout))
 
-    references = {}
+    references, calendar = {}, {}
     market_env = environments[0].unwrapped
     if isinstance(market_env, TradingEnv):
         references = backtest.references(
             market_env.market, market_env.rules, results[0].info["date"]
         )
+        periods = backtest.periods_a_year(market_env.market.dates)
+        calendar["periods_a_year"] = periods
     found = evaluation_report(
         results,
         environment=name,
@@ -99,6 +103,7 @@ def evaluate(config: ConfigDict, workdir: Path) -> dict:
         longest=int(data["lengths"]["max"]),
         score_range=tuple(config.eval.score_range) or None,
         backtest_references=references,
+        **calendar,
     )
     folder = workdir / "report"
     folder.mkdir(exist_ok=True)
@@ -125,9 +130,23 @@ def check_evaluation(config: ConfigDict, model: DecisionTransformer) -> None:
     if not (name := environment_of(config)):
         return
     (environment,) = make_environments(name, kwargs, 1)
+    name_unused(environment)
     check_spaces(environment, state_dim=model.state_dim, act_dim=model.act_dim)
     for spec in config.eval.baselines:
         actor_of("eval.baselines", spec, target_return=0.0)
+
+
+def name_unused(environment: gymnasium.Env) -> None:
+    """Print, once, which columns a market's table has that nothing reads."""
+    unwrapped = environment.unwrapped
+    if isinstance(unwrapped, TradingEnv) and unwrapped.market.unused:
+        columns = ", ".join(unwrapped.market.unused)
+        _print_once(f"the market's table has columns that are not used: {columns}")
+
+
+@functools.cache
+def _print_once(line):
+    print(line, flush=True)
 
 
 def environment_of(config: ConfigDict) -> str:

@@ -51,6 +51,11 @@ def test_environments_of_every_kind(tmp_path, monkeypatch):
         ),
         (
             "dt_jax/SimulatedTrading-v0",
+            {"seed": "x"},
+            "environment_kwargs={'seed': 'x'}: ",
+        ),
+        (
+            "dt_jax/SimulatedTrading-v0",
             {"episode_length": 0},
             "environment_kwargs={'episode_length': 0}: start=None, episode_leng",
         ),
