@@ -5,6 +5,7 @@ In go account values by day, out come plain figures. D is the days of an episode
 first one included, E episodes; after the end of a shorter episode stands NaN.
 """
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -94,7 +95,7 @@ def drawdown(assets_D: np.ndarray) -> np.ndarray:
 
 
 def references(
-    market: Market, rules: Rules, dates_DxE: np.ndarray
+    market: Market, rules: Rules | Mapping, dates_DxE: np.ndarray
 ) -> dict[str, Curves]:
     """Two strategies without skill on the days of given episodes.
 

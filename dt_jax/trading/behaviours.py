@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Scripted traders of known skill: episodes of NumPy arrays for `Trajectories`."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 
@@ -38,7 +38,7 @@ def behaviour_episodes(
     episode_length: int | tuple[int, int],
     seed: int,
     *,
-    rules: Rules = FINRL,
+    rules: Rules | Mapping = FINRL,
     skills: np.ndarray | float | None = None,
     noise: float = 0.3,
 ) -> Iterator[dict[str, np.ndarray]]:

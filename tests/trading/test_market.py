@@ -132,34 +132,26 @@ def test_only_what_is_kept_must_be_complete():
 
 def test_indicators_see_the_complete_days_before_the_start():
     whole = frame_of(high=110.0, low=40.0)
-    expected = load_market(whole)
+    names = ("close_60_sma", "rsi_30", "dx_30")
 
-    def start_of(frame):
-        """The day from which on the computed indicators are those of its days."""
-        market = load_market(frame, start="2020-02-20")
-        matches = [
-            day
-            for day in range(51)
-            if np.allclose(
-                load_market(whole[whole.date >= str(expected.dates[day])])
-                .between("2020-02-20", None)
-                .indicators,
-                market.indicators,
-                rtol=1e-12,
-            )
-        ]
-        return str(expected.dates[matches[0]]) if matches else None
+    def begins(frame, day):
+        """Whether the indicators are those of a table that begins on this day."""
+        market = load_market(frame, start="2020-02-20", indicators=names)
+        later = load_market(whole[whole.date >= day], indicators=names)
+        expected_DxIxM = later.between("2020-02-20", None).indicators
+        return np.allclose(market.indicators, expected_DxIxM, rtol=1e-12)
 
-    assert start_of(whole) == "2020-01-01"
-    assert start_of(missing(whole, "ZZ", "2020-01-05", "2020-01-20")) == "2020-01-21"
+    assert begins(whole, "2020-01-01")
+    assert not begins(whole, "2020-01-02")
+    gaps = missing(whole, "ZZ", "2020-01-05", "2020-01-20")
+    assert begins(gaps, "2020-01-21")
     for column, value in (("close", np.nan), ("close", 0.0), ("high", np.inf)):
         frame = whole.copy()
-        day = (frame.date == "2020-02-01") & (frame.tic == "AA")
-        frame.loc[day, column] = value
-        assert start_of(frame) == "2020-02-02"
-    frame = pd.concat([whole, whole[whole.date == "2020-02-18"].iloc[:1]])
-    assert start_of(frame) == "2020-02-19"
-    assert start_of(missing(whole, "AA", "2020-02-19")) == "2020-02-20"
+        frame.loc[(frame.date == "2020-02-01") & (frame.tic == "AA"), column] = value
+        assert begins(frame, "2020-02-02")
+    twice = pd.concat([whole, whole[whole.date == "2020-02-18"].iloc[:1]])
+    assert begins(twice, "2020-02-19")
+    assert begins(missing(whole, "AA", "2020-02-19"), "2020-02-20")
 
 
 def test_indicators_by_name_of_the_table_or_our_own():
