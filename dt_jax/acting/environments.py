@@ -39,7 +39,9 @@ def make_environments(
         raise ValueError(
             f"{key}: {one_line(error)}; expected a Gymnasium id or 'module:callable'"
         ) from error
-    except (TypeError, ValueError, OSError) as error:
+    except (
+        *(TypeError, ValueError, OSError, AttributeError, LookupError, AssertionError),
+    ) as error:
         raise ValueError(
             f"environment_kwargs={dict(kwargs)}: {one_line(error)}; expected the "
             f"arguments of {environment}"

@@ -37,8 +37,9 @@ def periods_a_year(dates_D: np.ndarray) -> float:
     has several rows, times their median number. A single day is a business day.
     """
     days, rows = np.unique(dates_D.astype("datetime64[D]"), return_counts=True)
-    step = np.median(np.diff(days).astype(int)) if len(days) > 1 else 1
-    if step > 1:
+    # Weekends left out, so that a Friday and a Monday are a day apart.
+    if len(days) > 1 and np.median(np.busday_count(days[:-1], days[1:])) > 1:
+        step = np.median(np.diff(days).astype(int))
         days_a_year = max(1, round(365.25 / step))
     else:
         # A day of the week is open when it is not the exception.

@@ -6,6 +6,7 @@ timestamps of a table that is finer), I indicators.
 """
 
 from collections.abc import Collection
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -78,20 +79,17 @@ def load_market(
     Raises:
       FileNotFoundError, ValueError: in one line, which file, column, day and ticker.
     """
-    for argument, names in (("drop", drop), ("indicators", indicators)):
-        if isinstance(names, str) or not isinstance(names, Collection):
-            raise ValueError(f"{argument}={names!r}: expected a list of names")
+    drop, indicators = _names("drop", drop), _names("indicators", indicators)
+    ours = {name.lower(): name for name in INDICATORS}
+    indicators = tuple(ours.get(name.lower(), name) for name in indicators)
     if not isinstance(risk, str | None):
         raise ValueError(f"risk={risk!r}: expected the name of a column, or None")
-    indicators = tuple(map(str, indicators))
-    if len({*indicators}) < len(indicators):
-        raise ValueError(f"indicators={indicators}: expected each name once")
     table = read_table(table)
-    needed = {"date", "tic", "close", *([risk] if risk else ())}
-    needed |= {*indicators} - {*INDICATORS}
-    # Of these some may be absent: they are then computed, or not known.
-    labels = {name: table.label(name) for name in sorted(needed)}
-    labels |= {name: table.label(name, None) for name in {*indicators} - needed}
+    needed = ["date", "tic", "close", *([risk] if risk else ())]
+    needed += [name for name in indicators if name not in INDICATORS]
+    labels = {name: table.label(name) for name in needed}
+    # Of what may be absent: it is computed, or not known.
+    labels |= {name: table.label(name, None) for name in indicators}
     absent = [name for name in indicators if labels[name] is None]
     if absent:
         labels |= {name: table.label(name, None) for name in ("high", "low")}
@@ -113,32 +111,52 @@ def load_market(
     found = {name: numbers(name)[first:] for name in indicators if labels[name]}
     if absent:
         # An empty cell is no fault here: such a day has no range.
-        high_DxM, low_DxM = (
-            numbers(name, empty=close_DxM) if labels[name] else close_DxM
-            for name in ("high", "low")
+        prices = (
+            close_DxM,
+            *(
+                numbers(name, empty=close_DxM) if labels[name] else close_DxM
+                for name in ("high", "low")
+            ),
         )
-        sound_DxM = np.isfinite(close_DxM + high_DxM + low_DxM) & (close_DxM > 0.0)
-        faults = np.flatnonzero(~sound_DxM[:first].all(axis=1))
-        warm = slice(faults[-1] + 1 if len(faults) else 0, None)
-        computed_DxIxM = compute_indicators(
-            close_DxM[warm], high_DxM[warm], low_DxM[warm]
-        )[-(stop - first) :]
-        for name in absent:
-            found[name] = computed_DxIxM[:, INDICATORS.index(name)]
-
-    indicators_IxDxM = np.empty((len(indicators), stop - first, len(grid.tickers)))
+        computed_DxIxM = _indicators_from(first, *prices)
+        found |= {name: computed_DxIxM[:, INDICATORS.index(name)] for name in absent}
+    indicators_DxIxM = np.empty((stop - first, len(indicators), len(grid.tickers)))
     for place, name in enumerate(indicators):
-        indicators_IxDxM[place] = found[name]
+        indicators_DxIxM[:, place] = found[name]
     used = {*labels.values()}
     return Market(
         dates_D[first:],
         grid.tickers,
         close_DxM[first:],
-        np.ascontiguousarray(indicators_IxDxM.swapaxes(0, 1)),
+        indicators_DxIxM,
         numbers(risk)[first:, 0] if risk else None,
         indicators,
-        tuple(str(label) for label in table.frame if label not in used),
+        tuple(
+            str(label)
+            for label in table.frame
+            # A CSV's column without a name holds the numbers of its rows.
+            if label not in used and not str(label).startswith("Unnamed: ")
+        ),
     )
+
+
+def _names(argument, given):
+    """A tuple of text, each once."""
+    if isinstance(given, str) or not isinstance(given, Collection):
+        raise ValueError(f"{argument}={given!r}: expected a list of names")
+    names = tuple(map(str, given))
+    if len({*names}) < len(names):
+        raise ValueError(f"{argument}={given!r}: expected each name once")
+    return names
+
+
+def _indicators_from(first, close_DxM, high_DxM, low_DxM):
+    """The indicators of the days from `first` on, and of what is sound before it."""
+    sound_DxM = np.isfinite(close_DxM + high_DxM + low_DxM) & (close_DxM > 0.0)
+    faults = np.flatnonzero(~sound_DxM[:first].all(axis=1))
+    begin = faults[-1] + 1 if len(faults) else 0
+    prices = (price_DxM[begin:] for price_DxM in (close_DxM, high_DxM, low_DxM))
+    return compute_indicators(*prices)[first - begin :]
 
 
 def rows_between(
@@ -163,11 +181,13 @@ def rows_between(
 
 def _moment(argument, given):
     try:
-        moment = np.datetime64(given)
+        # NumPy alone reads 20200701 as a year.
+        moment = datetime.fromisoformat(given) if isinstance(given, str) else given
+        if isinstance(moment, datetime):
+            moment = moment.replace(tzinfo=None)  # as the table's times
+        moment = np.datetime64(moment)
     except (ValueError, TypeError):
         moment = np.datetime64("NaT")
     if np.isnat(moment):
-        raise ValueError(
-            f"{argument}={given!r}: expected a day such as '2020-07-01'"
-        ) from None
+        raise ValueError(f"{argument}={given!r}: expected a day such as '2020-07-01'")
     return moment

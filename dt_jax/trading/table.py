@@ -44,13 +44,12 @@ class Table(NamedTuple):
 
     def without(self, drop: Collection[str]) -> np.ndarray:
         """N bool: the rows of the tickers that are not dropped; these must exist."""
-        dropped = {str(ticker) for ticker in drop}
-        for ticker in sorted(dropped.difference(self.tickers)):
+        for ticker in sorted({*drop}.difference(self.tickers)):
             found = ", ".join(sorted({*self.tickers} - {""}))
             raise ValueError(
                 f"{self.name}: no ticker {ticker!r} to drop, found {found}"
             )
-        left_N = np.array([ticker not in dropped for ticker in self.tickers], bool)
+        left_N = np.array([ticker not in drop for ticker in self.tickers], bool)
         if not left_N.any():
             raise ValueError(
                 f"{self.name}: found no rows, expected one for each day and ticker"
@@ -62,7 +61,8 @@ class Table(NamedTuple):
         tickers = sorted({*self.tickers[rows_N]})
         if "" in tickers:
             row = int(np.argmax(rows_N & (self.tickers == "")))
-            raise _cell_error(self, "tic", row, "a ticker")
+            label = self.label("tic")
+            raise _cell_error(self.name, self.frame, label, row, "a ticker")
         return tuple(tickers)
 
     def grid(self, dates_D: np.ndarray, tickers: tuple[str, ...]) -> "Grid":
@@ -221,13 +221,8 @@ def _stamps(name, frame):
         text = dates.astype(str).str.strip().str.replace(OFFSET, r"\1", regex=True)
         dates = pandas.to_datetime(text, format="ISO8601", errors="coerce")
     if dates.isna().any():
-        expected = "a day such as 2020-07-01"
-        raise _cell_error(
-            Table(name, frame, None, None),
-            "date",
-            int(np.argmax(dates.isna())),
-            expected,
-        )
+        row = int(np.argmax(dates.isna()))
+        raise _cell_error(name, frame, label, row, "a day such as 2020-07-01")
     return dates.dt.tz_localize(None).to_numpy()
 
 
@@ -249,14 +244,14 @@ def _days_or_seconds(stamps_N, tickers_N):
 
     days_N = stamps_N.astype("datetime64[D]")
     rows = pandas.DataFrame({"day": days_N, "tic": tickers_N, "stamp": stamps_N})
-    several = rows.drop_duplicates().duplicated(["day", "tic"])
+    rows = rows[rows["tic"] != ""].drop_duplicates()
+    several = rows.duplicated(["day", "tic"])
     return stamps_N.astype("datetime64[s]") if several.any() else days_N
 
 
-def _cell_error(table, wanted, row, expected):
-    label = column_of(table.name, table.frame, wanted)
-    found = table.frame[label].iloc[row]
+def _cell_error(name, frame, label, row, expected):
+    found = frame[label].iloc[row]
     return ValueError(
-        f"{table.name}: column {label!r}, row {row}: found "
+        f"{name}: column {label!r}, row {row}: found "
         f"{'nothing' if found == '' else found}, expected {expected}"
     )

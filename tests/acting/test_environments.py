@@ -54,6 +54,13 @@ def test_environments_of_every_kind(tmp_path, monkeypatch):
             {"seed": "x"},
             "environment_kwargs={'seed': 'x'}: ",
         ),
+        ("CartPole-v1", {"render_mode": 5}, "environment_kwargs={'render_mode': 5}: "),
+        (
+            "dt_jax/StockTrading-v0",
+            {"market": "none.csv", "ruels": {}},
+            "environment_kwargs={'market': 'none.csv', 'ruels': {}}: 'ruels': no such "
+            "name; did you mean rules?",
+        ),
         (
             "dt_jax/SimulatedTrading-v0",
             {"episode_length": 0},

@@ -38,6 +38,7 @@ HOURS_2020 = (
     [
         (BUSINESS_2020, 252),
         (BUSINESS_2020[:4], 252),
+        (BUSINESS_2020[2:4], 252),  # a Friday and a Monday
         (np.delete(BUSINESS_2020, [3, 4, 50, 90]), 252),  # and holidays
         # Now and then a session on a Sunday, or a week that begins on one.
         (np.sort(np.append(BUSINESS_2020, np.datetime64("2020-02-02"))), 252),
@@ -45,7 +46,9 @@ HOURS_2020 = (
         (stamps("2020-01-01", "2020-12-31", (1, "D")), 365),
         (stamps("2020-01-01", "2020-01-09", (1, "D")), 365),
         (np.delete(stamps("2020-01-01", "2020-06-01", (1, "D")), [7, 50]), 365),
+        (stamps("2020-01-01", "2020-12-31", (2, "D")), 183),
         (stamps("2020-01-01", "2020-12-31", (7, "D")), 52),
+        (stamps("2020-01-05", "2020-12-31", (7, "D")), 52),  # Sundays
         (stamps("2020-01-01", "2020-12-31", (14, "D")), 26),
         (np.arange("2020-01", "2022-01", dtype="M8[M]").astype("M8[D]"), 12),
         (np.arange("2020-01", "2022-01", dtype="M8[M]").astype("M8[D]") - 1, 12),

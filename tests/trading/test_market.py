@@ -61,6 +61,7 @@ def test_tables_of_every_kind_are_the_same_market(tmp_path):
         assert market.tickers == ("AA", "MMM", "ZZ")
         assert (market.dates == np.arange("2020-01-01", "2020-03-11", dtype="M8")).all()
         assert market.risk.tolist() == [20.0] * 70
+        assert market.unused == ()
         for ours, first in zip(market[2:5], markets[0][2:5], strict=True):
             np.testing.assert_allclose(ours, first, rtol=1e-12, atol=1e-12)
     by_hand = frame.pivot(index="date", columns="tic", values="close").to_numpy()
@@ -156,7 +157,7 @@ def test_indicators_see_the_complete_days_before_the_start():
 
 def test_indicators_by_name_of_the_table_or_our_own():
     frame = frame_of(Sentiment=np.arange(210.0), volume=5, macd=2.0, high=120.0, day=0)
-    market = load_market(frame, indicators=("close_30_sma", "sentiment", "macd"))
+    market = load_market(frame, indicators=("close_30_SMA", "sentiment", "MACD"))
     assert market.indicator_names == ("close_30_sma", "sentiment", "macd")
     by_hand = frame.pivot(index="date", columns="tic", values="Sentiment").to_numpy()
     assert (market.indicators[:, 1] == by_hand).all()
@@ -310,11 +311,13 @@ def test_bad_tables_are_refused_in_one_line(change, options, message):
     ("options", "message"),
     [
         ({"start": "July"}, "start='July': expected a day such as '2020-07-01'"),
+        ({"start": "5"}, "start='5': expected a day such as '2020-07-01'"),
+        ({"end": "2020-13-01"}, "end='2020-13-01': expected a day such as '2020-07-01"),
         ({"end": 5}, "end=5: expected a day such as '2020-07-01'"),
         ({"drop": "AA"}, "drop='AA': expected a list of names"),
         ({"drop": 1}, "drop=1: expected a list of names"),
         ({"indicators": "macd"}, "indicators='macd': expected a list of names"),
-        ({"indicators": ["macd"] * 2}, "indicators=('macd', 'macd'): expected each na"),
+        ({"indicators": ["macd"] * 2}, "indicators=['macd', 'macd']: expected each na"),
         ({"risk": 5}, "risk=5: expected the name of a column, or None"),
     ],
 )
@@ -324,6 +327,25 @@ def test_arguments_of_the_wrong_kind_are_refused(options, message):
     assert str(caught.value).startswith(message)
     with pytest.raises(ValueError, match=r"market=\[1\]: expected a CSV or Parquet"):
         load_market([1])
+
+
+@pytest.mark.parametrize(
+    "start",
+    [
+        "2020-03-01",
+        "20200301",
+        "2020-02-29T16:00",
+        "2020-03-01T00:00:00-05:00",
+        np.datetime64("2020-03-01"),
+        pd.Timestamp("2020-03-01", tz="Asia/Tokyo"),
+        pd.Timestamp("2020-03-01").date(),
+    ],
+)
+def test_a_day_is_the_same_however_it_is_written(start):
+    market = load_market(frame_of(), start=start)
+    assert str(market.dates[0]) == "2020-03-01"
+    assert load_market(frame_of(), end=start).dates[-1] == market.dates[0] - 1
+    assert str(market.between(None, "20200303").dates[-1]) == "2020-03-02"
 
 
 def test_bad_files_are_named(tmp_path):

@@ -60,6 +60,12 @@ def test_tickers_are_text(tickers, expected):
         assert load_market(frame, drop=[name]).tickers == expected[1:]
 
 
+def test_a_ticker_may_be_called_like_an_indicator():
+    tickers = ["MACD", "macd", "A"]
+    frame = pd.DataFrame({"date": "2020-07-01", "tic": tickers, "close": 1.0})
+    assert load_market(frame, drop=["MACD"]).tickers == ("A", "macd")
+
+
 def test_whole_tickers_of_a_column_with_a_gap():
     frame = pd.DataFrame(
         {
