@@ -40,7 +40,7 @@ def collect(config: ConfigDict, workdir: Path) -> None:
     actor = actor_of("collect.actor", config.collect.actor, seed=config.seed)
     kwargs = environment_kwargs(config)
     environments = make_environments(name, kwargs, min(AT_ONCE, episodes))
-    name_unused(environments[0])
+    name_unused(environments[0].unwrapped)
     record_episodes(path, environments, actor, num_episodes=episodes, seed=config.seed)
     print(f"{path}: {episodes:,} episodes\n\nNext:")
     print(f"  python main.py --config configs/base.py --config.data.path={path}")

@@ -6,7 +6,6 @@ import json
 import math
 from pathlib import Path
 
-import gymnasium
 from ml_collections import ConfigDict
 
 from dt_jax.acting.actors import Actor, load_actor, random_actor
@@ -91,8 +90,8 @@ def evaluate(config: ConfigDict, workdir: Path) -> dict:
         references = backtest.references(
             market_env.market, market_env.rules, results[0].info["date"]
         )
-        periods = backtest.periods_a_year(market_env.market.dates)
-        calendar["periods_a_year"] = periods
+        dates = market_env.market.dates
+        calendar = {"periods_a_year": backtest.periods_a_year(dates)}
     found = evaluation_report(
         results,
         environment=name,
@@ -130,17 +129,17 @@ def check_evaluation(config: ConfigDict, model: DecisionTransformer) -> None:
     if not (name := environment_of(config)):
         return
     (environment,) = make_environments(name, kwargs, 1)
-    name_unused(environment)
+    name_unused(environment.unwrapped)
     check_spaces(environment, state_dim=model.state_dim, act_dim=model.act_dim)
     for spec in config.eval.baselines:
         actor_of("eval.baselines", spec, target_return=0.0)
 
 
-def name_unused(environment: gymnasium.Env) -> None:
-    """Print, once, which columns a market's table has that nothing reads."""
-    unwrapped = environment.unwrapped
-    if isinstance(unwrapped, TradingEnv) and unwrapped.market.unused:
-        columns = ", ".join(unwrapped.market.unused)
+def name_unused(environment: object) -> None:
+    """Print, once, which columns the table of a trading environment has beside."""
+    if not isinstance(environment, TradingEnv):
+        return
+    if columns := ", ".join(environment.market.unused):
         _print_once(f"the market's table has columns that are not used: {columns}")
 
 

@@ -54,7 +54,10 @@ def open_accounts(market: Market, rules: Rules, days_E: np.ndarray) -> Accounts:
 def observe(market: Market, accounts: Accounts) -> np.ndarray:
     """ExS float64, S = 1 + (2 + I)M, raw: cash, closes, shares, each indicator."""
     close_ExM = market.close[accounts.day]
-    indicators_ExIM = market.indicators[accounts.day].reshape(len(close_ExM), -1)
+    num_indicators, num_stocks = market.indicators.shape[1:]
+    indicators_ExIM = market.indicators[accounts.day].reshape(
+        len(close_ExM), num_indicators * num_stocks
+    )
     return np.concatenate(
         [accounts.cash[:, None], close_ExM, accounts.shares, indicators_ExIM], axis=1
     )

@@ -170,6 +170,7 @@ def test_indicators_by_name_of_the_table_or_our_own():
     )
     none = load_market(frame, indicators=[])
     assert none.indicators.shape == (70, 0, 3)
+    assert TradingEnv(none).reset()[0][4:].tolist() == [0.0] * 3
     environment = TradingEnv(frame, indicators=["sentiment", "volume"])
     assert environment.reset()[0].shape == (1 + 4 * 3,)
     assert environment.reset()[0][7:].tolist() == [*by_hand[0], 5.0, 5.0, 5.0]
