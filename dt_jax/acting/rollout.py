@@ -7,19 +7,18 @@ infos, or a dataset on disk.
 
 import numbers
 import os
-import sys
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import gymnasium
 import numpy as np
-from tqdm.auto import tqdm
 
 from dt_jax.acting.actors import Actor
 from dt_jax.acting.checked_env import checked
 from dt_jax.acting.environments import check_spaces
 from dt_jax.acting.policy import Policy
 from dt_jax.data.readers import save_trajectories
+from dt_jax.system.progress import progress
 
 
 class Rollout(NamedTuple):
@@ -73,7 +72,7 @@ def roll_out(
     rewards_E, returns_E = np.zeros(num_episodes), np.zeros(num_episodes)
     lengths_E = np.zeros(num_episodes, np.int64)
     act = actor(num_episodes)
-    with _bar(desc=desc, unit="step", disable=desc is None) as bar:
+    with progress(desc=desc, unit=" steps", disable=desc is None) as bar:
         while live_E.any():
             actions_ExA = np.asarray(act(states_ExS, rewards_E))
             actions_ExA = _fit(actions_ExA, environments[0].action_space, live_E)
@@ -166,9 +165,8 @@ def record_episodes(
     check_spaces(environments[0])
     truncated = []
     episodes = _episodes(environments, actor, num_episodes, seed, truncated)
-    save_trajectories(
-        path, _bar(episodes, total=num_episodes, desc="collecting", unit="episode")
-    )
+    bar = {"total": num_episodes, "desc": "collecting", "unit": " episodes"}
+    save_trajectories(path, progress(episodes, **bar))
     return sum(truncated)
 
 
@@ -209,9 +207,3 @@ def _table(infos):
             [[info.get(name, nothing) for info in row] for row in infos], kind
         )
     return table
-
-
-def _bar(*args, **options):
-    # A log file gets a line now and then, a terminal a moving bar.
-    interval = 0.1 if sys.stderr.isatty() else 10.0
-    return tqdm(*args, mininterval=interval, **options)

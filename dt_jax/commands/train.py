@@ -65,7 +65,7 @@ def _train(config, workdir):
                 checkpoints = Checkpoints(workdir / "checkpoints", limit)
                 stack.enter_context(closing(checkpoints))
                 checkpoint = checkpoints.restore()
-        checkpoint, saved = distributed.broadcast(checkpoint), None
+        checkpoint, saved, step = distributed.broadcast(checkpoint), None, 0
         if checkpoint is not None:
             check_same_run(setup, checkpoint.record)
             saved, step = checkpoint.record["meter"], checkpoint.step
@@ -84,9 +84,10 @@ def _train(config, workdir):
         else:
             state = setup.first_state(setup.given)
         placement = distributed.broadcast(setup.placement())
-        state, metrics = replicate(state), setup.metrics(saved)
+        state = replicate(state)
         with distributed.timed("compiling"):
-            placement, feed, call = _compile(setup, placement, state, metrics.step)
+            placement, feed, call = _compile(setup, placement, state, step)
+        metrics = setup.metrics(saved)  # its clock leaves compilation out
         with distributed.raise_everywhere():
             setup.report_data(placement)
         if checkpoints:

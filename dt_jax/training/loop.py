@@ -109,7 +109,7 @@ def run_updates(
             if first:
                 writer.write(entry)
         if first:
-            writer.progress(metrics.step)
+            writer.progress(metrics.now())
         if metrics.bad_in_a_row >= max_bad_updates:
             raise FloatingPointError(why_bad(state) if distributed.leave() else "")
 
