@@ -42,6 +42,13 @@ def evaluate(config: ConfigDict, workdir: Path) -> dict:
       ValueError, FileNotFoundError: there is no trained run, or the environment, the
         targets or the baselines do not fit it.
     """
+    found = act(config, workdir)
+    print(f"  {workdir / 'report' / 'index.html'}  all of it on one page")
+    return found
+
+
+def act(config: ConfigDict, workdir: Path) -> dict:
+    """What `evaluate` does, but for naming the page."""
     name = environment_of(config)
     if not name:
         raise ValueError(
@@ -119,8 +126,8 @@ def evaluate(config: ConfigDict, workdir: Path) -> dict:
         plots.draw_accounts(folder / "accounts.png", results, references)
         plots.draw_drawdown(folder / "drawdown.png", results, references)
     write_json(folder / "evaluation.json", found)
-    page = write_page(workdir)
-    print(f"\n{describe_evaluation(found)}\n\n  {page}  all of it on one page")
+    write_page(workdir)
+    print(f"\n{describe_evaluation(found)}\n")
     return found
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import jax
 from ml_collections import ConfigDict
 
-from dt_jax.commands.evaluate import check_evaluation, environment_of, evaluate
+from dt_jax.commands.evaluate import act, check_evaluation, environment_of
 from dt_jax.commands.report import draw_training
 from dt_jax.commands.setup import Setup, check_same_run, check_same_start
 from dt_jax.config import naming_keys
@@ -170,12 +170,16 @@ def _conclude(setup, metrics, state, held_out) -> None:
         write_json(workdir / "report" / "held_out.json", errors)
     draw_training(workdir)
     write_json(workdir / "summary.json", summary)
+    target = None
     if environment_of(setup.config):
-        evaluate(setup.config, workdir)
+        actors = act(setup.config, workdir)["actors"]
+        target = max(a["target"] for a in actors if a["target"] is not None)
     else:
         write_page(workdir)
     last_loss = read_metrics(workdir / "metrics.jsonl")[-1]["loss"]
-    print(describe_run(workdir, summary, last_loss, errors))
+    path = setup.config.data.path
+    where = {"data_path": path, "target": target}
+    print(describe_run(workdir, summary, last_loss, errors, **where))
 
 
 def _is_concluded(workdir, total_steps) -> bool:

@@ -144,6 +144,11 @@ def run_updates(
                     break
         if checkpoints:
             checkpoints.wait()
+        if caught:
+            distributed.print_once(
+                f"stopped at update {metrics.step:,} of {intervals.total_steps:,}, "
+                "saved; the same command goes on from there"
+            )
         distributed.leave()
     return state
 
