@@ -27,6 +27,7 @@ class ActorResult(NamedTuple):
       returns, lengths: E float64, raw; E int64.
       info: by name DxE, a row for the reset and each step; what has `assets` and
         `traded` (`backtest.Curves`) and `date` is judged as an account too.
+      truncated: episodes that were cut by a time limit.
     """
 
     name: str
@@ -34,6 +35,7 @@ class ActorResult(NamedTuple):
     returns: np.ndarray
     lengths: np.ndarray
     info: dict[str, np.ndarray]
+    truncated: int = 0
 
     @property
     def curves(self) -> Curves | None:
@@ -87,6 +89,7 @@ def evaluation_report(
             "target": actor.target,
             "returns": actor.returns.tolist(),
             "lengths": actor.lengths.tolist(),
+            "truncated": actor.truncated,
             "mean": mean,
             "std": float(actor.returns.std()),
             "normalized": None if high == low else 100.0 * (mean - low) / (high - low),
@@ -203,6 +206,9 @@ def _return_table(report):
         if report["reference"]["given"]
         else f"normalised: 0 is {RANDOM} ({low}), 100 the data's 90 % quantile ({high})"
     ]
+    if cut := sum(actor.get("truncated", 0) for actor in report["actors"]):
+        count = report["episodes"] * len(report["actors"])
+        notes.append(f"cut by a time limit: {cut:,} of {count:,} episodes")
     if report["spearman"] is not None:
         notes.append(f"rank correlation with the targets: {report['spearman']:.2f}")
     return Table(

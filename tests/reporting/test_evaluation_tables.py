@@ -54,7 +54,7 @@ def of_targets(achieved, targets=(1.0, 2.0, 3.0, 4.0)):
 
 def test_the_figures_by_hand():
     actors = [
-        actor("target 8", 8.0, [4, 6], [3, 4]),
+        actor("target 8", 8.0, [4, 6], [3, 4])._replace(truncated=2),
         actor(RANDOM, None, [0, 2]),
     ]
     report = report_of(actors)
@@ -72,6 +72,7 @@ def test_the_figures_by_hand():
                 "target": 8,
                 "returns": [4, 6],
                 "lengths": [3, 4],
+                "truncated": 2,
                 "mean": 5,
                 "std": 1,
                 "normalized": 50,
@@ -82,6 +83,7 @@ def test_the_figures_by_hand():
                 "target": None,
                 "returns": [0, 2],
                 "lengths": [4, 4],
+                "truncated": 0,
                 "mean": 1,
                 "std": 1,
                 "normalized": 0,
@@ -94,6 +96,7 @@ def test_the_figures_by_hand():
         "warnings": [],
     }
     assert report == expected
+    assert "  cut by a time limit: 2 of 4 episodes" in describe_evaluation(report)
     assert json.loads(json.dumps(report, allow_nan=False)) == report
 
 
