@@ -152,6 +152,9 @@ def default_config() -> ConfigDict:
     evaluation.targets = ()
     # Episodes for each target, on the same seeds.
     evaluation.episodes = 20
+    # Episodes are cut after so many steps; 0: after the environment's own limit, else
+    # the longest trajectory of the data (in collecting: data.max_ep_len).
+    evaluation.max_episode_steps = 0
     # Others to compare with, on the same seeds: 'module:callable' (observations ->
     # actions), a .zip of stable-baselines3, a workdir or a Hugging Face folder.
     evaluation.baselines = ()

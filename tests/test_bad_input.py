@@ -82,6 +82,19 @@ class Still(gymnasium.Env):
     observation_space = gymnasium.spaces.Box(-1, 1, (3,))
     action_space = gymnasium.spaces.Box(-1, 1, (2,))
 
+    def reset(self, *, seed=None, options=None):
+        return np.zeros(3, np.float32), {}
+
+    def step(self, action):
+        return np.zeros(3, np.float32), 0.0, True, False, {}
+
+
+class Old(Still):
+    """Its `step` is that of the API before Gymnasium 0.26."""
+
+    def step(self, action):
+        return np.zeros(3, np.float32), 0.0, True, {}
+
 
 def rest(observations_ExS):
     return np.zeros((len(observations_ExS), 2))
@@ -407,6 +420,13 @@ WRONG = [
      "eval.environment_kwargs={'h': 1}: .. expected the arguments of Pendulum-v1"),
     ("an environment of another size", nothing, "eval.environment=Pendulum-v1",
      "eval.environment=Pendulum-v1: actions are Box(-2.0, 2.0, (1,) .. a Box of 2"),
+    ("an environment of the old API", nothing,
+     "eval.environment=test_bad_input:Old",
+     "eval.environment=Old: step() returned 4 values (ndarray, float, bool, dict), but "
+     "Gymnasium expects (observation, reward, terminated, truncated, info)"),
+    ("no time at all", nothing,
+     "eval.environment=test_bad_input:Still eval.max_episode_steps=-1",
+     "eval.max_episode_steps=-1: expected 0"),
     ("no such baseline", nothing, f"{EVALUATE} eval.baselines=('nowhere',)",
      "eval.baselines: actor 'nowhere': no such folder; expected"),
     ("no agent as a baseline", nothing, f"{EVALUATE} eval.baselines=('none.zip',)",

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """From a trained run to `report/`: episodes for each target, figures, one page."""
 
+import functools
 import json
 import math
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from dt_jax.acting.actors import Actor, load_actor, random_actor
+from dt_jax.acting.checked_env import probe
 from dt_jax.acting.environments import check_spaces, make_environments
 from dt_jax.acting.policy import Policy
 from dt_jax.acting.rollout import roll_out, roll_out_targets
@@ -41,6 +43,13 @@ def evaluate(config: ConfigDict, workdir: Path) -> dict:
       ValueError, FileNotFoundError: there is no trained run, or the environment, the
         targets or the baselines do not fit it.
     """
+    found = act(config, workdir)
+    print(f"  {workdir / 'report' / 'index.html'}  all of it on one page")
+    return found
+
+
+def act(config: ConfigDict, workdir: Path) -> dict:
+    """What `evaluate` does, but for naming the page."""
     name = environment_of(config)
     if not name:
         raise ValueError(
@@ -62,7 +71,14 @@ def evaluate(config: ConfigDict, workdir: Path) -> dict:
     )
     episodes, seed = config.eval.episodes, config.seed
     kwargs = environment_kwargs(config)
-    environments = make_environments(name, kwargs, len(targets) * episodes)
+    longest = int(data["lengths"]["max"])
+    environments = make_environments(
+        name,
+        kwargs,
+        len(targets) * episodes,
+        max_episode_steps=config.eval.max_episode_steps,
+        default_steps=longest,
+    )
     baselines = {RANDOM: random_actor(environments[0], seed)}
     for spec in config.eval.baselines:
         baselines[spec] = actor_of("eval.baselines", spec, target_return=returns["max"])
@@ -75,20 +91,26 @@ def evaluate(config: ConfigDict, workdir: Path) -> dict:
         seeds=seeds,
         desc="evaluating",
     )
-    results = [
-        ActorResult(f"target {target:,.6g}", target, *rollout)
+    played = [
+        (f"target {target:,.6g}", target, rollout)
         for target, rollout in zip(targets, rollouts, strict=True)
     ]
     for other, actor in baselines.items():
         rollout = roll_out(environments[:episodes], actor, seeds, desc=other)
-        results.append(ActorResult(other, None, *rollout))
+        played.append((other, None, rollout))
+    results = [
+        ActorResult(who, target, *three, truncated=int(truncated_E.sum()))
+        for who, target, (*three, truncated_E) in played
+    ]
 
-    references = {}
+    references, calendar = {}, {}
     market_env = environments[0].unwrapped
     if isinstance(market_env, TradingEnv):
         references = backtest.references(
             market_env.market, market_env.rules, results[0].info["date"]
         )
+        dates = market_env.market.dates
+        calendar = {"periods_a_year": backtest.periods_a_year(dates)}
     found = evaluation_report(
         results,
         environment=name,
@@ -96,9 +118,10 @@ def evaluate(config: ConfigDict, workdir: Path) -> dict:
         first_seed=seed,
         data_returns=returns
         | {key: scale * data[f"return_{key}"] for key in ("mean", "std")},
-        longest=int(data["lengths"]["max"]),
+        longest=longest,
         score_range=tuple(config.eval.score_range) or None,
         backtest_references=references,
+        **calendar,
     )
     folder = workdir / "report"
     folder.mkdir(exist_ok=True)
@@ -107,8 +130,8 @@ def evaluate(config: ConfigDict, workdir: Path) -> dict:
         plots.draw_accounts(folder / "accounts.png", results, references)
         plots.draw_drawdown(folder / "drawdown.png", results, references)
     write_json(folder / "evaluation.json", found)
-    page = write_page(workdir)
-    print(f"\n{describe_evaluation(found)}\n\n  {page}  all of it on one page")
+    write_page(workdir)
+    print(f"\n{describe_evaluation(found)}\n")
     return found
 
 
@@ -121,13 +144,45 @@ def check_evaluation(config: ConfigDict, model: DecisionTransformer) -> None:
         )
     if config.eval.episodes < 1:
         raise ValueError(f"eval.episodes={config.eval.episodes}: expected at least 1")
-    kwargs = environment_kwargs(config)
-    if not (name := environment_of(config)):
+    dims = {"state_dim": model.state_dim, "act_dim": model.act_dim}
+    if not check_environment(config, **dims):
         return
-    (environment,) = make_environments(name, kwargs, 1)
-    check_spaces(environment, state_dim=model.state_dim, act_dim=model.act_dim)
     for spec in config.eval.baselines:
         actor_of("eval.baselines", spec, target_return=0.0)
+
+
+def check_environment(config: ConfigDict, **dims: int) -> bool:
+    """Make one environment, look at its spaces and let it make a step; False: none.
+
+    The columns that the table of a market has beside are named, once.
+
+    Raises:
+      ValueError: see `make_environments`, `check_spaces` and `probe`.
+    """
+    if config.eval.max_episode_steps < 0:
+        raise ValueError(
+            f"eval.max_episode_steps={config.eval.max_episode_steps}: expected 0 (the "
+            "environment's own limit) or more"
+        )
+    kwargs = environment_kwargs(config)
+    if name := environment_of(config):
+        (environment,) = make_environments(name, kwargs, 1)
+        check_spaces(environment, **dims)
+        probe(environment)
+        environment.close()
+        _name_unused(environment.unwrapped)
+    return bool(name)
+
+
+def _name_unused(environment):
+    if isinstance(environment, TradingEnv) and environment.market.unused:
+        columns = ", ".join(environment.market.unused)
+        _print_once(f"the market's table has columns that are not used: {columns}")
+
+
+@functools.cache
+def _print_once(line):
+    print(line, flush=True)
 
 
 def environment_of(config: ConfigDict) -> str:

@@ -53,6 +53,7 @@ def evaluate(
     environment_kwargs: Mapping | None = None,
     targets: Sequence[float] | None = None,
     episodes: int | None = None,
+    max_episode_steps: int | None = None,
     baselines: Sequence[str] | None = None,
     score_range: Sequence[float] | None = None,
 ) -> dict:
@@ -63,6 +64,7 @@ def evaluate(
         arguments.
       targets: returns to aim at, in raw reward.
       episodes: for each target, on the same seeds.
+      max_episode_steps: after which one is cut; 0: see the config.
       baselines: others on the same seeds: 'module:callable' (observations -> actions),
         a .zip of stable-baselines3, a workdir or a Hugging Face folder.
       score_range: the two returns that are normalised to 0 and to 100.
@@ -80,6 +82,7 @@ def evaluate(
         "environment_kwargs": environment_kwargs and json.dumps(environment_kwargs),
         "targets": None if targets is None else tuple(map(float, targets)),
         "episodes": episodes,
+        "max_episode_steps": max_episode_steps,
         "baselines": None if baselines is None else tuple(baselines),
         "score_range": None if score_range is None else tuple(map(float, score_range)),
     }

@@ -11,7 +11,7 @@ from pathlib import Path
 import jax
 from ml_collections import ConfigDict
 
-from dt_jax.commands.evaluate import check_evaluation, environment_of, evaluate
+from dt_jax.commands.evaluate import act, check_evaluation, environment_of
 from dt_jax.commands.report import draw_training
 from dt_jax.commands.setup import Setup, check_same_run, check_same_start
 from dt_jax.config import naming_keys
@@ -65,7 +65,7 @@ def _train(config, workdir):
                 checkpoints = Checkpoints(workdir / "checkpoints", limit)
                 stack.enter_context(closing(checkpoints))
                 checkpoint = checkpoints.restore()
-        checkpoint, saved = distributed.broadcast(checkpoint), None
+        checkpoint, saved, step = distributed.broadcast(checkpoint), None, 0
         if checkpoint is not None:
             check_same_run(setup, checkpoint.record)
             saved, step = checkpoint.record["meter"], checkpoint.step
@@ -84,9 +84,10 @@ def _train(config, workdir):
         else:
             state = setup.first_state(setup.given)
         placement = distributed.broadcast(setup.placement())
-        state, metrics = replicate(state), setup.metrics(saved)
+        state = replicate(state)
         with distributed.timed("compiling"):
-            placement, feed, call = _compile(setup, placement, state, metrics.step)
+            placement, feed, call = _compile(setup, placement, state, step)
+        metrics = setup.metrics(saved)  # its clock leaves compilation out
         with distributed.raise_everywhere():
             setup.report_data(placement)
         if checkpoints:
@@ -169,12 +170,16 @@ def _conclude(setup, metrics, state, held_out) -> None:
         write_json(workdir / "report" / "held_out.json", errors)
     draw_training(workdir)
     write_json(workdir / "summary.json", summary)
+    target = None
     if environment_of(setup.config):
-        evaluate(setup.config, workdir)
+        actors = act(setup.config, workdir)["actors"]
+        target = max(a["target"] for a in actors if a["target"] is not None)
     else:
         write_page(workdir)
     last_loss = read_metrics(workdir / "metrics.jsonl")[-1]["loss"]
-    print(describe_run(workdir, summary, last_loss, errors))
+    path = setup.config.data.path
+    where = {"data_path": path, "target": target}
+    print(describe_run(workdir, summary, last_loss, errors, **where))
 
 
 def _is_concluded(workdir, total_steps) -> bool:

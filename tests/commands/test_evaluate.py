@@ -172,3 +172,36 @@ def test_in_python_what_is_given_counts_and_the_rest_is_of_the_run(workdir, tmp_
     assert dt_jax.evaluate(run.workdir)["actors"][0]["lengths"] == [80, 80]
     with pytest.raises(ValueError, match=r"^eval.environment='nowhere': "):
         dt_jax.evaluate(run.workdir, environment="nowhere")
+
+
+def test_a_table_by_the_hour_is_evaluated_from_json(workdir, tmp_path, capsys):
+    """Six stocks make the run's 61 features; days of three hours make its year."""
+    rng = np.random.default_rng(0)
+    rows = [
+        f"{day} {hour}:30:00,T{stock},{rng.uniform(50, 100):.3f},7"
+        for day in np.busday_offset("2020-07-01", np.arange(20))
+        for hour in ("09", "10", "11")
+        for stock in range(7)
+    ]
+    table = tmp_path / "hours.csv"
+    table.write_text("\n".join(["Timestamp,Ticker,Close,Volume", *rows]))
+    run = Run(shutil.copytree(workdir, tmp_path / "run"))
+    kwargs = {
+        **{"market": str(table), "drop": ["T3"], "start": "2020-07-07"},
+        **{"end": "2020-07-14", "rules": {"cost": {f"T{s}": 0.01 for s in range(7)}}},
+    }
+    options = {"environment": "dt_jax/StockTrading-v0", "targets": [0.0], "episodes": 1}
+    with pytest.raises(
+        ValueError, match=r"environment_kwargs=.* no ticker 'T3', found"
+    ):
+        run.evaluate(environment_kwargs=kwargs, **options)
+    del kwargs["rules"]["cost"]["T3"]
+    found = run.evaluate(environment_kwargs=kwargs, **options)
+    assert found["actors"][0]["lengths"] == [14]  # five days of three hours
+    assert found["periods_a_year"] == 3 * 252
+    assert found["backtest_references"]["buy and hold"]["max_drawdown"] > 0
+    printed = capsys.readouterr().out
+    assert (
+        printed.count("the market's table has columns that are not used: Volume") == 1
+    )
+    assert "annual figures: a year has 756 rows" in printed

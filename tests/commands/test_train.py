@@ -266,6 +266,7 @@ def test_a_run_killed_and_terminated_ends_like_one_that_was_not(
     assert (workdir / ".lock").exists()  # but nobody holds it
     terminated = python("-c", DISTURBED, TERMINATE, 27, *flags)
     assert terminated.returncode == 143, terminated.stderr
+    assert "stopped at update" in terminated.stdout
     assert "going on from update" in terminated.stdout
     assert not (workdir / "summary.json").exists()
     # The state is that of the last update of which the records tell.
