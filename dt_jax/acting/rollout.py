@@ -166,7 +166,9 @@ def record_episodes(
     truncated = []
     episodes = _episodes(environments, actor, num_episodes, seed, truncated)
     bar = {"total": num_episodes, "desc": "collecting", "unit": " episodes"}
-    save_trajectories(path, progress(episodes, **bar))
+    first = environments[0]
+    about = {"environment": first.name, "observations": first.layout}
+    save_trajectories(path, progress(episodes, **bar), about=about)
     return sum(truncated)
 
 

@@ -4,7 +4,9 @@
 import functools
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from ml_collections import ConfigDict
 
@@ -65,7 +67,7 @@ def act(config: ConfigDict, workdir: Path) -> dict:
     scale = trained.normalization["return_scale"]
     returns = {key: scale * level for key, level in data["returns"].items()}
     model = DecisionTransformer(**trained.fields)
-    check_evaluation(config, model)
+    check_evaluation(config, model, data.get("about", {}))
     targets = _numbers("targets", config.eval.targets) or sorted(
         {returns[quantile] for quantile in TARGET_QUANTILES}
     )
@@ -135,8 +137,13 @@ def act(config: ConfigDict, workdir: Path) -> dict:
     return found
 
 
-def check_evaluation(config: ConfigDict, model: DecisionTransformer) -> None:
-    """Refuse, before a long training, what `evaluate` would refuse after it."""
+def check_evaluation(
+    config: ConfigDict, model: DecisionTransformer, about: Mapping[str, str]
+) -> None:
+    """Refuse, before a long training, what `evaluate` would refuse after it.
+
+    `about` is what the data says of where it comes from: see `Trajectories`.
+    """
     _numbers("targets", config.eval.targets)
     if len(_numbers("score_range", config.eval.score_range)) not in (0, 2):
         raise ValueError(
@@ -145,16 +152,19 @@ def check_evaluation(config: ConfigDict, model: DecisionTransformer) -> None:
     if config.eval.episodes < 1:
         raise ValueError(f"eval.episodes={config.eval.episodes}: expected at least 1")
     dims = {"state_dim": model.state_dim, "act_dim": model.act_dim}
-    if not check_environment(config, **dims):
+    if not check_environment(config, about, **dims):
         return
     for spec in config.eval.baselines:
         actor_of("eval.baselines", spec, target_return=0.0)
 
 
-def check_environment(config: ConfigDict, **dims: int) -> bool:
+def check_environment(
+    config: ConfigDict, about: Mapping[str, str] = MappingProxyType({}), **dims: int
+) -> bool:
     """Make one environment, look at its spaces and let it make a step; False: none.
 
-    The columns that the table of a market has beside are named, once.
+    What it flattens must be what was flattened for the data. The columns that the table
+    of a market has beside are named, once.
 
     Raises:
       ValueError: see `make_environments`, `check_spaces` and `probe`.
@@ -168,6 +178,13 @@ def check_environment(config: ConfigDict, **dims: int) -> bool:
     if name := environment_of(config):
         (environment,) = make_environments(name, kwargs, 1)
         check_spaces(environment, **dims)
+        trained_on = about.get("observations", environment.layout)
+        if environment.layout != trained_on:
+            raise ValueError(
+                f"eval.environment={name}: observations are "
+                f"{environment.layout or 'vectors'}, but in the data they were "
+                f"{trained_on or 'vectors'}"
+            )
         probe(environment)
         environment.close()
         _name_unused(environment.unwrapped)

@@ -238,7 +238,7 @@ class Setup:
         )
         return choose_placement(data.placement, plan)
 
-    def report_data(self, placement: Placement) -> None:
+    def report_data(self, placement: Placement, *, with_memory: bool) -> None:
         """Print and save the data report, once all values are checked.
 
         Raises:
@@ -253,7 +253,7 @@ class Setup:
                 placement=f"{placement.name} ({placement.reason})",
                 plan=placement.plan,
             )
-            print(describe_data(facts), flush=True)
+            print(describe_data(facts, with_memory=with_memory), flush=True)
             write_json(self.workdir / "data_report.json", facts)
 
 

@@ -52,7 +52,7 @@ def train(config: ConfigDict, workdir: Path) -> None:
 def _train(config, workdir):
     def prepare():
         setup = Setup(config, workdir)
-        check_evaluation(config, setup.model)
+        check_evaluation(config, setup.model, setup.trajectories.about)
         return setup
 
     setup, checkpoints, checkpoint = distributed.first_then_rest(prepare), None, None
@@ -89,7 +89,7 @@ def _train(config, workdir):
             placement, feed, call = _compile(setup, placement, state, step)
         metrics = setup.metrics(saved)  # its clock leaves compilation out
         with distributed.raise_everywhere():
-            setup.report_data(placement)
+            setup.report_data(placement, with_memory=placement.tight)
         if checkpoints:
             write_json(workdir / "config.json", config.to_dict())
         with naming_memory(placement.name):
@@ -120,7 +120,8 @@ def _compile(setup, placement, state, step):
         reason = str(error).rpartition("; ")[0]
     feed = call = None
     gc.collect()  # the store, which a traceback may have held
-    return _compile(setup, Placement("host", reason, placement.plan), state, step)
+    placement = Placement("host", reason, placement.plan, tight=True)
+    return _compile(setup, placement, state, step)
 
 
 def _update(setup, feed, call, state, metrics, checkpoints):

@@ -8,7 +8,7 @@ object, and chunks are never combined (32-bit list offsets would overflow).
 import json
 import os
 from collections.abc import Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -68,7 +68,21 @@ def load_trajectories(
         with _naming(source):
             return trajectories.facts()
 
-    return replace(trajectories, facts=facts)
+    return replace(trajectories, facts=facts, about=_about(path))
+
+
+def _about(path):
+    """What `save_trajectories` was told of the dataset, {} for all others."""
+    if isinstance(path, Path):
+        folder = path / SPLIT if (path / "dataset_dict.json").is_file() else path
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            text = (folder / "dataset_info.json").read_text(encoding="utf-8")
+            return dict(json.loads(json.loads(text)["description"]))
+        return {}
+    with suppress(ValueError, TypeError, AttributeError):
+        dataset = path[SPLIT] if isinstance(path, Mapping) else path
+        return dict(json.loads(dataset.info.description))
+    return {}
 
 
 @contextmanager

@@ -8,7 +8,7 @@ and the statistics of the states. Nothing here copies the states or knows a file
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import NamedTuple
 
@@ -53,6 +53,8 @@ class Trajectories:
       state_mean, state_std: S float32, the dataset's own or computed.
       facts: () -> Facts; waits for the check of the values, and raises a ValueError
         where one is at fault.
+      about: where they come from, where the dataset says it: the `environment`, and
+        the space of its `observations` before they were flattened.
     """
 
     states: Rows
@@ -65,6 +67,7 @@ class Trajectories:
     state_mean: np.ndarray
     state_std: np.ndarray
     facts: Callable[[], Facts]
+    about: Mapping[str, str] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.lengths)

@@ -5,6 +5,7 @@ Episodes are checked, written and forgotten one by one; no number becomes a Pyth
 object. What is written is whole or not there.
 """
 
+import json
 import os
 import shutil
 from collections.abc import Iterable, Mapping
@@ -21,7 +22,12 @@ from dt_jax.system.files import scratch
 WRITE_BYTES = 64 << 20  # trajectories are written in batches of about this size
 
 
-def save_trajectories(path: str | os.PathLike, episodes: Iterable[Mapping]) -> None:
+def save_trajectories(
+    path: str | os.PathLike,
+    episodes: Iterable[Mapping],
+    *,
+    about: Mapping[str, str] | None = None,
+) -> None:
     """Write episodes to `path` in the notebook's layout, streaming, all or nothing.
 
     Args:
@@ -30,6 +36,7 @@ def save_trajectories(path: str | os.PathLike, episodes: Iterable[Mapping]) -> N
         written as float32; an episode without `dones` is done at its last step. With
         at least S episodes the columns `state_mean` and `state_std` are written too
         (shorter columns cannot hold them, and a reader computes them).
+      about: where they come from; `Trajectories.about` gives it back.
 
     Raises:
       ValueError: `path` exists, or an episode is at fault.
@@ -55,6 +62,7 @@ def save_trajectories(path: str | os.PathLike, episodes: Iterable[Mapping]) -> N
                 dataset = datasets.concatenate_datasets(
                     [dataset, datasets.Dataset(statistics)], axis=1
                 )
+            dataset.info.description = json.dumps(about) if about else ""
             dataset.save_to_disk(folder / "dataset")
             os.replace(folder / "dataset", path)
     finally:

@@ -1,15 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Whatever kinds of numbers an environment gives, the rest sees floats, or one line."""
 
+import datasets
 import gymnasium
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from gymnasium import spaces
 
-from dt_jax.acting.checked_env import CheckedEnv, probe
+from dt_jax.acting.checked_env import CheckedEnv, one_line, probe
 from dt_jax.acting.rollout import record_episodes, roll_out
 from dt_jax.data.readers import load_trajectories
+from dt_jax.data.writer import save_trajectories
 
 ANY = spaces.Box(-np.inf, np.inf, (2,), np.float32)
 
@@ -184,3 +186,16 @@ def test_no_episode_is_without_an_end():
     # An end on the last step is an end, and is not cut.
     ends = CheckedEnv(Told(([0, 0], {})), max_episode_steps=1)
     assert roll_out([ends], constant, [0]).truncated_E.tolist() == [False]
+
+
+def test_a_dataset_says_what_its_observations_were(tmp_path):
+    space = spaces.Dict({"x": ANY})
+    environment = Told(({"x": [0, 1]}, {}), good_step({"x": [0, 1]}), space)
+    path = tmp_path / "dataset"
+    record_episodes(path, [environment], constant, num_episodes=2, seed=0)
+    expected = {"environment": "Told", "observations": one_line(space)}
+    assert load_trajectories(path).about == expected
+    opened = datasets.load_from_disk(str(path))
+    assert load_trajectories(opened.select([1, 0])).about == expected
+    save_trajectories(tmp_path / "other", load_trajectories(path))
+    assert load_trajectories(tmp_path / "other").about == {}
