@@ -51,7 +51,7 @@ def default_config() -> ConfigDict:
     data.max_ep_len = 985
     # Returns-to-go are divided by it (the collator's scale).
     data.return_scale = 1000.0
-    # Discount of the returns-to-go; 1 is the plain sum.
+    # Discount of the returns-to-go; 1 is the plain sum, 0 the reward of the step alone.
     data.discount = 1.0
     # 'length': trajectories are drawn in proportion to their length; 'uniform': alike.
     data.weighting = "length"
@@ -164,8 +164,16 @@ def default_config() -> ConfigDict:
 
     # --mode=collect: an actor's episodes in eval.environment, to <workdir>/dataset.
     config.collect = collect = ConfigDict()
-    # 'module:callable' or a .zip of stable-baselines3.
+    # 'module:callable' or a .zip of stable-baselines3 or sb3-contrib, which runs code
+    # when it is loaded.
     collect.actor = ""
+    # The algorithm of a .zip (of eval.baselines too) whose policy is a class of your
+    # own: 'PPO', say; the others say it themselves.
+    collect.algorithm = ""
+    # A VecNormalize that stable-baselines3 saved (vecnormalize.pkl), which runs code
+    # when it is loaded: the actor sees observations normalised by it; the dataset holds
+    # them as they were.
+    collect.normalization = ""
     # How many are collected.
     collect.episodes = 1000
 

@@ -437,6 +437,10 @@ WRONG = [
     ("no actor", nothing, COLLECT, "collect.actor='': expected"),
     ("no such actor", nothing, f"{COLLECT} collect.actor=no_such:actor",
      "collect.actor: actor 'no_such:actor': No module named"),
+    ("no such algorithm", nothing, f"{REST} collect.algorithm=REDQ",
+     "collect.actor: collect.algorithm='REDQ': expected one of PPO, TRPO, A2C, SAC"),
+    ("no such normalization", nothing, f"{REST} collect.normalization=none.pkl",
+     "collect.actor: collect.normalization='none.pkl': no such file"),
     ("nothing collected", nothing, f"{REST} collect.episodes=0", "collect.episodes=0"),
     ("collected already", empty("run/dataset"), f"{REST} {RUN}",
      "{at}/run/dataset exists already"),
@@ -620,6 +624,14 @@ def test_nothing_else_comes_from_a_process_of_its_own(place, name):
     refused = run_main(*arguments(place, f"{RUN} {flags}"))
     assert_refused(refused.returncode, refused.stderr, place, expected)
     assert files_of(place) == before
+
+
+def test_a_platform_that_is_not_there_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setenv("JAX_PLATFORMS", "rocm")  # JAX knows it, as it knows cuda
+    refused = run_main("--mode=inspect", f"--workdir={tmp_path}/run")
+    expected = "error: JAX_PLATFORMS=rocm: JAX .. finds no such device; leave it out"
+    assert_refused(refused.returncode, refused.stderr, tmp_path, expected)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_workdir_in_use_by_another_process_is_refused(place):

@@ -94,7 +94,8 @@ class Policy:
 
         Args:
           target_returns: the return asked for, in units of the reward: one number for
-            one environment, E numbers for E of them.
+            one environment, E numbers for E of them. With a discount of 0 a return to
+            go is the reward of its own step, so this is asked for at each step.
           mask: E bools, the environments in which an episode begins while the others go
             on; `target_returns` are then E numbers (the rest is not read) or one for
             all. To be called before the first observation of the episode is acted upon.
@@ -156,8 +157,9 @@ class Policy:
         goes_on_E = self._time_E > 0
         if goes_on_E.any():
             rewards_E = _finite("rewards", rewards, lead, np.float64).reshape(count)
-            to_go_E = (self._to_go_E - rewards_E) / self._discount
-            self._to_go_E = np.where(goes_on_E, to_go_E, self._to_go_E)
+            if self._discount:  # else no return to go tells of the next
+                to_go_E = (self._to_go_E - rewards_E) / self._discount
+                self._to_go_E = np.where(goes_on_E, to_go_E, self._to_go_E)
         last = self._max_ep_len - 1
         if self._time_E.max() > last and not self._warned:
             logging.warning(
@@ -185,12 +187,12 @@ class Policy:
     def _empty_context(self) -> Batch:
         places = (len(self._to_go_E), self._context_length)
         return Batch(
-            states=jnp.zeros((*places, self.state_dim)),
+            states=jnp.zeros((*places, self.state_dim), "float32"),
             actions=jnp.full((*places, self.act_dim), ACTION_PADDING, "float32"),
             rewards=None,  # the model does not read them
-            returns_to_go=jnp.zeros((*places, 1)),
-            timesteps=jnp.zeros(places, jnp.int32),
-            attention_mask=jnp.zeros(places),
+            returns_to_go=jnp.zeros((*places, 1), "float32"),
+            timesteps=jnp.zeros(places, "int32"),
+            attention_mask=jnp.zeros(places, "float32"),
         )
 
 

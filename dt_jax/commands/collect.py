@@ -37,7 +37,13 @@ def collect(config: ConfigDict, workdir: Path) -> None:
     path = workdir / "dataset"
     if path.exists():  # or it is said below a progress bar
         raise ValueError(f"{path} exists already; choose another --workdir")
-    actor = actor_of("collect.actor", config.collect.actor, seed=config.seed)
+    actor = actor_of(
+        "collect.actor",
+        config.collect.actor,
+        seed=config.seed,
+        algorithm=config.collect.algorithm,
+        normalization=config.collect.normalization,
+    )
     check_environment(config)
     environments = make_environments(
         name,

@@ -83,7 +83,12 @@ def act(config: ConfigDict, workdir: Path) -> dict:
     )
     baselines = {RANDOM: random_actor(environments[0], seed)}
     for spec in config.eval.baselines:
-        baselines[spec] = actor_of("eval.baselines", spec, target_return=returns["max"])
+        baselines[spec] = actor_of(
+            "eval.baselines",
+            spec,
+            target_return=returns["max"],
+            algorithm=config.collect.algorithm,
+        )
     policy = Policy(model, trained.params, trained.normalization)
     seeds = range(seed, seed + episodes)
     rollouts = roll_out_targets(
@@ -155,7 +160,8 @@ def check_evaluation(
     if not check_environment(config, about, **dims):
         return
     for spec in config.eval.baselines:
-        actor_of("eval.baselines", spec, target_return=0.0)
+        algorithm = config.collect.algorithm
+        actor_of("eval.baselines", spec, target_return=0.0, algorithm=algorithm)
 
 
 def check_environment(

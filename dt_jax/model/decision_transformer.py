@@ -137,7 +137,7 @@ class DecisionTransformer(nn.Module):
         if not deterministic and any(rates):
             # Those of all places of dropout at once: a place costs a GPU four kernels.
             places = 1 + 3 * self.n_layer
-            words_Wx2 = jax.random.bits(self.make_rng("dropout"), (places, 2))
+            words_Wx2 = jax.random.bits(self.make_rng("dropout"), (places, 2), "uint32")
 
         def keep(place, rate, shape):
             if words_Wx2 is None or not rate:

@@ -77,7 +77,8 @@ class Leaf(NamedTuple):
 def import_hf(folder: str | os.PathLike) -> tuple[dict, dict]:
     """Read a folder that HF saved: the fields of `DecisionTransformer`, its parameters.
 
-    The parameters are {module: {leaf: float32 array}}; half precision is widened.
+    The parameters are {module: {leaf: float32 array}}; half precision is widened,
+    float64 rounded.
     """
     fields = _read_config(Path(folder) / "config.json")
     file, tensors = _read_weights(Path(folder))
@@ -199,20 +200,24 @@ def _read_config(file):
 
 def _read_weights(folder):
     """The file that holds or lists the tensors, and {its key: array}."""
-    if (file := folder / "model.safetensors").is_file():
-        return file, _read_safetensors(file)
-    if (file := folder / "model.safetensors.index.json").is_file():
-        shards = read_json(file).get("weight_map")
-        if not isinstance(shards, dict):
-            raise ValueError(f"{file}: weight_map is {shards!r}, expected an object")
-        tensors = {}
-        for shard in sorted(set(map(str, shards.values()))):
-            tensors |= _read_safetensors(folder / shard)
-        return file, tensors
-    if (file := folder / "pytorch_model.bin").is_file():
-        return file, _read_pytorch(file)
+    for name, read in (
+        ("model.safetensors", _read_safetensors),
+        ("pytorch_model.bin", _read_pytorch),
+    ):
+        if (file := folder / name).is_file():
+            return file, read(file)
+        if (file := folder / f"{name}.index.json").is_file():
+            shards = read_json(file).get("weight_map")
+            if not isinstance(shards, dict):
+                raise ValueError(
+                    f"{file}: weight_map is {shards!r}, expected an object"
+                )
+            tensors = {}
+            for shard in sorted(set(map(str, shards.values()))):
+                tensors |= read(folder / shard)
+            return file, tensors
     raise FileNotFoundError(
-        f"{folder}: no model.safetensors, nor its index, nor pytorch_model.bin"
+        f"{folder}: no model.safetensors nor pytorch_model.bin, nor an index of either"
     )
 
 
@@ -235,6 +240,8 @@ def _read_pytorch(file):
             key: (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
             for key, tensor in tensors.items()
         }
+    except FileNotFoundError:
+        raise
     except Exception as error:  # by the damage: RuntimeError, EOFError, KeyError, ...
         kind = type(error).__name__
         raise ValueError(f"{file}: not a file of tensors ({kind})") from None
@@ -267,10 +274,14 @@ def _check_tensors(where, tensors, shapes):
         array = tensors[key]
         if array.shape != shape:
             raise ValueError(f"{where}: {key} is {array.shape}, expected {shape}")
-        if array.dtype.name not in ("float32", "float16", "bfloat16"):
+        if array.dtype.name not in ("float64", "float32", "float16", "bfloat16"):
             raise ValueError(f"{where}: {key} is {array.dtype}, expected float32")
         if not np.isfinite(array).all():
             raise ValueError(f"{where}: {key} is not finite")
+        if np.abs(array).max() > np.finfo(np.float32).max:
+            raise ValueError(
+                f"{where}: {key} has {np.abs(array).max():.3g}, beyond float32"
+            )
 
 
 def _replace(file, data):

@@ -52,9 +52,9 @@ class Dense(nn.Module):
 
     @nn.compact
     def __call__(self, x, norm=None):
-        init = nn.initializers.normal(self.init_std)
+        init = nn.initializers.normal(self.init_std, jnp.float32)
         kernel = self.param("kernel", init, (x.shape[-1], self.features))
-        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
         x_NxI = x.reshape(-1, x.shape[-1])
         if norm is None:
             x_NxI, kernel, bias = (a.astype(self.dtype) for a in (x_NxI, kernel, bias))
@@ -92,7 +92,7 @@ class Table(nn.Module):
     init_std: float
 
     def setup(self):
-        init = nn.initializers.normal(self.init_std)
+        init = nn.initializers.normal(self.init_std, jnp.float32)
         self.embedding = self.param("embedding", init, (self.rows, self.features))
 
     def __call__(self, rows):
@@ -130,7 +130,7 @@ look_up.defvjp(_look_up_forward, _look_up_backward)
 
 def add_to_rows(num_rows: int, rows_N: jax.Array, x_NxD: jax.Array) -> jax.Array:
     """RxD: each x added to its row of zeros; a row beyond them is left out."""
-    return jnp.zeros((num_rows, x_NxD.shape[1])).at[rows_N].add(x_NxD)
+    return jnp.zeros((num_rows, x_NxD.shape[1]), x_NxD.dtype).at[rows_N].add(x_NxD)
 
 
 def add_by_product(num_rows: int, rows_N: jax.Array, x_NxD: jax.Array) -> jax.Array:
@@ -147,8 +147,8 @@ class ScaleBias(nn.Module):
 
     @nn.compact
     def __call__(self, size):
-        scale = self.param("scale", nn.initializers.ones, (size,))
-        bias = self.param("bias", nn.initializers.zeros, (size,))
+        scale = self.param("scale", nn.initializers.ones, (size,), jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, (size,), jnp.float32)
         return scale, bias
 
 

@@ -9,7 +9,8 @@ tags: [decision-transformer, reinforcement-learning, offline-rl]
 # Decision Transformer, {state_dim} state and {act_dim} action dimensions
 
 Trained with dt-jax; opened by `transformers`. `normalization.json` holds the states'
-mean and std, the scale of the returns, the context length and the last timestep.
+mean and std, the scale and discount of the returns, the context length and the last
+timestep.
 
 ## Acting
 
@@ -23,7 +24,7 @@ folder = "."  # this one
 model = DecisionTransformerModel.from_pretrained(folder).eval()
 norm = json.load(open(f"{{folder}}/normalization.json"))
 mean, std = torch.tensor(norm["state_mean"]), torch.tensor(norm["state_std"])
-K = norm["context_length"]
+K, discount = norm["context_length"], norm["discount"]
 
 
 @torch.no_grad()
@@ -31,12 +32,14 @@ def act(states, actions, rewards, target_return):
     \"\"\"The next action, after t raw states (t x {state_dim}), the t - 1 actions
     (t - 1 x {act_dim}) and t - 1 rewards so far; target_return in raw reward.\"\"\"
     t = len(states)
-    done = torch.cat([torch.zeros(1), torch.cumsum(rewards, 0)])
+    to_go = [float(target_return)]
+    for reward in rewards.tolist():  # with a discount of 0 the target is each step's
+        to_go.append((to_go[-1] - reward) / discount if discount else to_go[-1])
     fill = torch.zeros(max(0, K - t))
     padding = torch.full((len(fill), {act_dim}), -10.0)
     states = torch.cat([fill[:, None].expand(-1, {state_dim}), states[-K:]])
     actions = torch.cat([actions, torch.zeros(1, {act_dim})])[-K:]
-    to_go = (target_return - done)[-K:] / norm["return_scale"]
+    to_go = torch.tensor(to_go)[-K:] / norm["return_scale"]
     time = torch.arange(t).clamp(max=norm["max_ep_len"] - 1)[-K:]
     return model(
         states=((states - mean) / std)[None],

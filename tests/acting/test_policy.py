@@ -242,12 +242,27 @@ def test_a_timestep_beyond_training_is_the_last_and_said_once(monkeypatch):
     ]
 
 
+def test_without_a_discounted_future_the_target_is_of_each_step(policy):
+    # As if no reward had come, whatever has.
+    found = episode(make_policy(discount=0.0))
+    policy.reset(TARGETS)
+    expected = [policy.act(states_ExS, np.zeros(E)) for states_ExS in STATES_TxExS]
+    np.testing.assert_array_equal(found, expected)
+
+
 def test_bfloat16_is_close_and_float32_outside(actions):
     found = episode(make_policy(MODEL.clone(dtype="bfloat16")))
     assert found.dtype == actions.dtype == np.float32
     # bfloat16 keeps 8 bits: 0.4 % a rounding; early errors come back as inputs.
     np.testing.assert_allclose(found, actions, rtol=0, atol=0.05)
     assert (found != actions).any()
+
+
+def test_under_jax_enable_x64_actions_are_the_same(actions):
+    with jax.enable_x64(True):
+        found = episode(make_policy())
+    assert found.dtype == np.float32
+    np.testing.assert_array_equal(found, actions)
 
 
 def test_a_workdir_and_its_export_act_alike(actions, tmp_path):

@@ -255,9 +255,7 @@ def test_what_is_structured_and_endless_is_collected_and_acted_upon(tmp_path, ca
     data = load_trajectories(config.data.path)
     assert data.lengths.tolist() == [12] * 5
     config.eval.environment = f"{__name__}:FlatCart"
-    with pytest.raises(
-        ValueError, match=r"are vectors, but in the data they were Dict"
-    ):
+    with pytest.raises(ValueError, match="vectors, but in the data they were Dict"):
         train(config, tmp_path / "run")
     assert not (tmp_path / "run" / "checkpoints").exists()
     config.eval.environment = f"{__name__}:Cart"

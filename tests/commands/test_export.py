@@ -4,11 +4,13 @@
 import json
 import re
 import shutil
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
+from dt_jax.acting.policy import Policy
 from dt_jax.commands.export import export
 from dt_jax.commands.train import train
 from dt_jax.config import default_config
@@ -95,16 +97,44 @@ def test_export_twice_gives_the_same_bytes(workdir, dataset):
     assert {p.name: p.read_bytes() for p in (workdir / "hf").iterdir()} == before
 
 
-@pytest.mark.parity
-def test_the_card_acts_as_we_do(workdir, dataset):
-    """Its snippet is run as it stands, and compared at the last step of a segment."""
-    torch = pytest.importorskip("torch")
+def run_card(folder):
+    """What its snippet defines, run as it stands."""
     pytest.importorskip("transformers")
-    card = (workdir / "hf" / "README.md").read_text()
+    card = (folder / "README.md").read_text()
     code = re.search(r"```python\n(.*?)```", card, re.DOTALL)[1]
     scope = {}
-    exec(code.replace('folder = "."', f"folder = {str(workdir / 'hf')!r}"), scope)
+    exec(code.replace('folder = "."', f"folder = {str(folder)!r}"), scope)
+    return scope
 
+
+@pytest.mark.parity
+@pytest.mark.parametrize("discount", [0.0, 0.5])
+def test_the_card_discounts_as_we_do(workdir, dataset, tmp_path, discount):
+    torch = pytest.importorskip("torch")
+    folder = Path(shutil.copytree(workdir / "hf", tmp_path / "hf"))
+    file = folder / "normalization.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"discount": discount}))
+    scope, policy, data = (
+        run_card(folder),
+        Policy.load(folder),
+        load_trajectories(dataset),
+    )
+    states_TxS, rewards_T = data.states.slice(0, 6), data.rewards[:6]
+    policy.reset(30.0)
+    actions = np.zeros((0, 2), np.float32)
+    for t in range(6):
+        given = (states_TxS[: t + 1], actions, rewards_T[:t])
+        found = scope["act"](*map(torch.tensor, given), 30.0).numpy()
+        expected = policy.act(states_TxS[t], rewards_T[t - 1] if t else None)
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+        actions = np.append(actions, expected[None], axis=0)
+
+
+@pytest.mark.parity
+def test_the_card_acts_as_we_do(workdir, dataset):
+    """Compared at the last step of a segment."""
+    torch = pytest.importorskip("torch")
+    scope = run_card(workdir / "hf")
     trained = load_trained(workdir)
     data = load_trajectories(dataset)
     sampler = SegmentSampler(

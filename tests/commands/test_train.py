@@ -17,8 +17,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dt_jax.acting.policy import Policy
 from dt_jax.commands import setup
 from dt_jax.commands import train as command
+from dt_jax.commands.export import export
 from dt_jax.commands.inspect import inspect
 from dt_jax.commands.setup import SIMULATED_MARKET, Setup, is_free
 from dt_jax.commands.train import train
@@ -202,6 +204,37 @@ def test_a_run_leaves_its_files(complete, dataset):
     assert summary["train_loss"] == pytest.approx(np.mean(losses), rel=1e-12)
     for key in ("runtime", "samples_per_second", "steps_per_second"):
         assert summary[f"train_{key}"] > 0
+
+
+@pytest.fixture
+def x64():
+    """As JAX_ENABLE_X64=1 in the environment: what names no dtype has 64 bits."""
+    jax.config.update("jax_enable_x64", True)
+    yield
+    jax.config.update("jax_enable_x64", False)
+
+
+@pytest.mark.slow
+def test_under_jax_enable_x64_parameters_stay_float32(complete, dataset, tmp_path, x64):
+    train(make_config(dataset), tmp_path)
+    with closing(Checkpoints(tmp_path / "checkpoints", None)) as checkpoints:
+        found = checkpoints.restore().arrays
+    with closing(Checkpoints(complete / "checkpoints", None)) as checkpoints:
+        expected = checkpoints.restore().arrays
+    assert found.keys() == expected.keys()
+    for name, array in expected.items():
+        assert found[name].dtype == array.dtype, name
+        # Single numbers, such as Adam's corrections, have more digits: an update then
+        # differs in its last bits, of which the smallest weights show most.
+        np.testing.assert_allclose(found[name], array, rtol=1e-3, atol=1e-6)
+    export(make_config(dataset), tmp_path)
+    actions = []
+    for folder in (tmp_path, tmp_path / "hf"):
+        policy = Policy.load(folder)
+        policy.reset([1.0, 2.0])
+        actions.append(policy.act(np.ones((2, 3))))
+    assert actions[0].dtype == np.float32
+    assert actions[0].tolist() == actions[1].tolist()
 
 
 def test_the_loss_falls_on_data_that_can_be_learned(complete):
@@ -472,6 +505,8 @@ def test_logging_saving_placement_and_evaluation_may_change(copy, dataset, capsy
         "eval.baselines": ("runs/other",),
         "eval.score_range": (0.0, 1.0),
         "collect.actor": "ppo.zip",
+        "collect.algorithm": "PPO",
+        "collect.normalization": "vecnormalize.pkl",
         "collect.episodes": 5,
         "train.num_train_epochs": 7,
         "train.max_steps": UPDATES + 4,

@@ -78,22 +78,29 @@ def prefix(text, only=""):
 
 def shard(folder):
     """The layout of save_pretrained with a small max_shard_size."""
-    tensors = load_file(folder / "model.safetensors")
+    file = folder / "model.safetensors"
+    tensors = load_file(file)
     weight_map = {key: f"{i % 3}.safetensors" for i, key in enumerate(sorted(tensors))}
     for name in set(weight_map.values()):
         part = {key: x for key, x in tensors.items() if weight_map[key] == name}
         save_file(part, folder / name, {"format": "pt"})
     index = json.dumps({"metadata": {}, "weight_map": weight_map})
-    (folder / "model.safetensors.index.json").write_text(index)
-    (folder / "model.safetensors").unlink()
+    Path(f"{file}.index.json").write_text(index)
+    file.unlink()
 
 
 def pickle(folder):
+    """What older versions of transformers saved, whole or sharded."""
     torch = pytest.importorskip("torch")
     safetensors = pytest.importorskip("safetensors.torch")
-    tensors = safetensors.load_file(folder / "model.safetensors")
-    torch.save(tensors, folder / "pytorch_model.bin")
-    (folder / "model.safetensors").unlink()
+    for file in folder.glob("*.safetensors"):
+        name = file.stem.replace("model", "pytorch_model") + ".bin"
+        torch.save(safetensors.load_file(file), folder / name)
+        file.unlink()
+    if (index := folder / "model.safetensors.index.json").exists():
+        text = index.read_text().replace(".safetensors", ".bin")
+        (folder / "pytorch_model.bin.index.json").write_text(text)
+        index.unlink()
 
 
 def after(*edits):
@@ -179,6 +186,7 @@ def test_a_first_export_is_whole_or_not_there(folder, tmp_path, monkeypatch):
     [
         shard,
         pytest.param(pickle, marks=pytest.mark.parity),
+        pytest.param(after(shard, pickle), marks=pytest.mark.parity),
         prefix("model."),
         prefix("decision_transformer."),
         after(prefix("_orig_mod.module."), shard),
@@ -200,17 +208,23 @@ def test_every_way_of_saving_gives_the_same_parameters(folder, edit):
     assert {leaf.dtype.name for leaf in jax.tree.leaves(params)} == {"float32"}
 
 
-@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.float64])
 @pytest.mark.parametrize(
     "edit", [lambda folder: None, pytest.param(pickle, marks=pytest.mark.parity)]
 )
-def test_half_precision_is_widened_exactly(folder, dtype, edit):
+def test_other_precisions_become_float32(folder, dtype, edit):
+    # A third has more digits in float64 than are kept.
+    third = rewrite(
+        lambda tensors: {k: x / x.dtype.type(3) for k, x in tensors.items()}
+    )
+    after(halve(dtype), third)(folder)
     expected = load_file(folder / "model.safetensors")["embed_state.weight"].T
-    after(halve(dtype), edit)(folder)
+    edit(folder)
     _, params = import_hf(folder)
     found = params["embed_state"]["kernel"]
     assert found.dtype == np.float32
-    np.testing.assert_array_equal(found, expected.astype(dtype).astype(np.float32))
+    assert expected.dtype == dtype
+    np.testing.assert_array_equal(found, expected.astype(np.float32))
 
 
 def test_keys_that_a_config_leaves_out_have_hf_defaults(folder):
@@ -286,7 +300,7 @@ REFUSALS = [
     ),
     (
         remove("model.safetensors"),
-        "hf: no model.safetensors, nor its index, nor pytorch_model.bin",
+        "hf: no model.safetensors nor pytorch_model.bin, nor an index of either",
     ),
     (cut, "hf/model.safetensors: not a whole safetensors file ("),
     (
@@ -315,8 +329,12 @@ REFUSALS = [
         "hf/model.safetensors: embed_ln.bias is not finite",
     ),
     (
-        put("embed_ln.bias", np.zeros(16)),
-        "hf/model.safetensors: embed_ln.bias is float64, expected float32",
+        put("embed_ln.bias", np.zeros(16, np.int32)),
+        "hf/model.safetensors: embed_ln.bias is int32, expected float32",
+    ),
+    (
+        put("embed_ln.bias", np.full(16, -1e39)),
+        "hf/model.safetensors: embed_ln.bias has 1e+39, beyond float32",
     ),
     (
         prefix("model.", only="embed"),
@@ -329,6 +347,11 @@ REFUSALS = [
     (
         after(shard, write("model.safetensors.index.json", "{}")),
         "hf/model.safetensors.index.json: weight_map is None, expected an object",
+    ),
+    pytest.param(
+        after(shard, pickle, remove("1.bin")),
+        "[Errno 2] No such file or directory: 'hf/1.bin'",
+        marks=pytest.mark.parity,
     ),
     pytest.param(
         after(pickle, write("pytorch_model.bin", "text")),

@@ -54,6 +54,20 @@ def params():
     )
 
 
+@pytest.mark.parametrize("enabled", [False, True])
+def test_all_that_training_changes_is_float32_whatever_jax_enable_x64(enabled):
+    def first_and_second():
+        first = init_state(init_params(DROPPING, jax.random.key(0)), RECIPE)
+        how = {"model": DROPPING, "optimizer": RECIPE, "key": jax.random.key(0)}
+        return first, *step_of(first, make_batch(RAGGED), **how)
+
+    with jax.enable_x64(enabled):
+        states = jax.eval_shape(first_and_second)
+        words = jax.make_jaxpr(first_and_second)()
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(states)} == {"float32", "int32"}
+    assert "u64" not in str(words), "other bits would drop other numbers"
+
+
 def make_batch(lengths, seed=0) -> Batch:
     """Segments of these lengths, left-padded as the sampler pads them."""
     generator = np.random.default_rng(seed)
