@@ -9,7 +9,8 @@ fails while the page is not what this script would write.
 
 from pathlib import Path
 
-from dt_jax.config import RENAMED, Key, documented_keys
+from dt_jax.config import RENAMED
+from dt_jax.prompt import Key, documented_keys
 
 PAGE = Path(__file__).with_name("configuration.md")
 

@@ -12,12 +12,12 @@ from dt_jax.config import (
     RENAMED,
     check,
     default_config,
-    documented_keys,
     flatten,
     naming_keys,
     saved_config,
     unknown,
 )
+from dt_jax.prompt import documented_keys
 
 
 def test_a_key_that_does_not_exist_cannot_be_set():
