@@ -31,7 +31,7 @@ def main():
         print(json.dumps(measure(args.folder)))
         return
     if not args.folder.exists():
-        from dt_jax.data.readers import save_trajectories
+        from dt_jax.data.writer import save_trajectories
 
         start = time.perf_counter()
         save_trajectories(args.folder, episodes(args.trajectories))

@@ -32,7 +32,7 @@ from benchmarks.full_size import ACT_DIM, NUM_STEPS, STATE_DIM, episodes
 from benchmarks.growth import flops_of_update
 from benchmarks.kills import arrays_of, without_times
 from benchmarks.updates import our_updates
-from dt_jax.data.readers import save_trajectories
+from dt_jax.data.writer import save_trajectories
 from dt_jax.system.process import DETERMINISTIC
 
 HERE = Path(__file__).parent

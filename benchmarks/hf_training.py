@@ -59,7 +59,7 @@ def main():
 
 
 def save_dataset(path):
-    from dt_jax.data.readers import save_trajectories
+    from dt_jax.data.writer import save_trajectories
     from dt_jax.trading.behaviours import behaviour_episodes
     from dt_jax.trading.simulation import SIMULATED, simulate_market
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dt_jax.trading.market import CCI
+from dt_jax.trading.indicators import INDICATORS
 
 SPLIT = "2015-01-01"
 DAYS = 250
@@ -74,7 +74,7 @@ def behaviours(observations_ExS):
     """ExM: buy what is cheap against its last 30 days, sell what is dear; by the row,
     from the opposite of that to all of it, plus noise."""
     num_stocks = (observations_ExS.shape[1] - 1) // 10
-    first = 1 + (2 + CCI) * num_stocks
+    first = 1 + (2 + INDICATORS.index("cci_30")) * num_stocks
     cci_ExM = observations_ExS[:, first : first + num_stocks]
     advice_ExM = np.clip(cci_ExM / -100.0, -1.0, 1.0)
     skill_E = np.linspace(-1.0, 1.0, len(observations_ExS))

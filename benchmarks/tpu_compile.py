@@ -67,8 +67,8 @@ def lower_call(devices, changes, num_rows=NUM_ROWS):
 
     from dt_jax.commands.setup import Setup
     from dt_jax.config import default_config
-    from dt_jax.data.readers import save_trajectories
     from dt_jax.data.segments import SegmentSampler
+    from dt_jax.data.writer import save_trajectories
     from dt_jax.training.feed import gather_resident, segments, store_shapes
     from dt_jax.training.train_step import make_train_call
 

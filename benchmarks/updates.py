@@ -79,7 +79,7 @@ def main():
 
 
 def write_dataset(path, dims):
-    from dt_jax.data.readers import save_trajectories
+    from dt_jax.data.writer import save_trajectories
 
     state_dim, act_dim = map(int, dims.split("/"))
     trajectories, steps = SHAPES[dims]

@@ -9,7 +9,8 @@ fails while the page is not what this script would write.
 
 from pathlib import Path
 
-from dt_jax.config import RENAMED, Key, documented_keys
+from dt_jax.config import RENAMED
+from dt_jax.prompt import Key, documented_keys
 
 PAGE = Path(__file__).with_name("configuration.md")
 
@@ -33,6 +34,9 @@ import dt_jax
 config = dt_jax.default_config()
 config.train.batch_size = 128
 ```
+
+On the command line `1e3` is a whole number too, and
+`--config.model.n_inner=None` stands for no value. A path may begin with `~`, your home.
 
 A key that does not exist is refused, and the error names the nearest key that does.
 """

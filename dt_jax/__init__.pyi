@@ -5,10 +5,10 @@ from .commands.run import evaluate as evaluate
 from .commands.run import train as train
 from .config import default_config as default_config
 from .data.readers import load_trajectories as load_trajectories
-from .data.readers import save_trajectories as save_trajectories
 from .data.segments import Batch as Batch
 from .data.segments import SegmentSampler as SegmentSampler
 from .data.trajectories import Trajectories as Trajectories
+from .data.writer import save_trajectories as save_trajectories
 from .model.decision_transformer import DecisionTransformer as DecisionTransformer
 from .model.hf_weights import export_hf as export_hf
 from .model.hf_weights import import_hf as import_hf

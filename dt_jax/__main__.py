@@ -41,10 +41,10 @@ def _run(argv) -> int:
     from absl import flags
     from ml_collections import config_flags
 
-    from dt_jax import config
+    from dt_jax import config, prompt
 
     if {"-h", "-help", "--help"} & set(argv):
-        print(HELP + config.describe_keys())
+        print(HELP + prompt.describe_keys())
         return 0
     mode_flag = flags.DEFINE_enum("mode", "train", MODES, "")
     workdir_flag = flags.DEFINE_string("workdir", None, "")
@@ -52,10 +52,11 @@ def _run(argv) -> int:
         flags.FLAGS(argv, known_only=True)
         file, argv = _take_config(argv)
         mode, name = mode_flag.value, Path(file or "base").stem
-        workdir = Path(workdir_flag.value or Path("runs", name))
+        workdir = Path(workdir_flag.value or Path("runs", name)).expanduser()
         if not file and mode in OF_A_RUN:
             config.saved_config(workdir)  # or the reason why it cannot be read
             file = f"{config.__file__}:{workdir}"
+        config_flags.register_flag_parser_for_type(int, prompt.WholeNumber())
         # It reads sys.argv, where --config must come first.
         sys.argv = [argv[0], f"--config={file or config.__file__}", *argv[1:]]
         config_flag = config_flags.DEFINE_config_file("config")
@@ -63,7 +64,7 @@ def _run(argv) -> int:
     except FileNotFoundError as error:
         return _refuse(error)
     except Exception as error:  # absl's, ml_collections' or the config file's own
-        return _refuse(config.explain(error, argv))
+        return _refuse(prompt.explain(error, argv))
     if unknown:
         return _refuse(f"found {unknown}, expected --config=configs/base.py and flags")
     if file and not Path(file.partition(":")[0]).is_file():
@@ -71,9 +72,9 @@ def _run(argv) -> int:
     if workdir.exists() and not workdir.is_dir():
         return _refuse(f"--workdir={workdir}: found a file, expected a folder")
     try:
-        config.check(config_flag.value, file or "config")
+        checked = config.check(config_flag.value, file or "config")
         keep_compiled()
-        return _command(mode, config_flag.value, workdir)
+        return _command(mode, checked, workdir)
     except (ValueError, OSError) as error:
         return _refuse(error)
 

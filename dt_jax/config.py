@@ -9,15 +9,11 @@ changes a few keys of `default_config()`; any key can be given at the prompt
 """
 
 import difflib
-import inspect
 import os
 import re
-import textwrap
-import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
 
 from ml_collections import ConfigDict, config_dict
 
@@ -56,6 +52,9 @@ def default_config() -> ConfigDict:
     data.weighting = "length"
     # Cut a row after each `done` inside it, so that returns do not run across a reset.
     data.split_on_dones = False
+    # Mean and std of the states: 'stored', the dataset's own where it has them; or
+    # 'computed', from the states in any case.
+    data.statistics = "stored"
     # Share of the trajectories that is never trained on, only measured; 0: none.
     data.validation_fraction = 0.0
     # 'host': NumPy batches are sent ahead; 'device': the whole store lies on the
@@ -114,8 +113,8 @@ def default_config() -> ConfigDict:
     optimizer.lr_scheduler_type = "linear"
 
     config.train = train = ConfigDict()
-    # An epoch is ceil(trajectories / batch_size) updates.
-    train.num_train_epochs = 120
+    # An epoch is ceil(trajectories / batch_size) updates; a part of one will do.
+    train.num_train_epochs = 120.0
     # Updates in all; above 0 it overrides num_train_epochs.
     train.max_steps = 0
     # A Hugging Face folder or a workdir whose weights to start from; empty: none.
@@ -148,6 +147,9 @@ def default_config() -> ConfigDict:
     evaluation.targets = ()
     # Episodes for each target, on the same seeds.
     evaluation.episodes = 20
+    # Episodes are cut after so many steps; 0: after the environment's own limit, else
+    # the longest trajectory of the data (in collecting: data.max_ep_len).
+    evaluation.max_episode_steps = 0
     # Others to compare with, on the same seeds: 'module:callable' (observations ->
     # actions), a .zip of stable-baselines3, a workdir or a Hugging Face folder.
     evaluation.baselines = ()
@@ -223,20 +225,23 @@ def current_names(saved: Mapping) -> dict:
     return nested
 
 
-def check(given: ConfigDict, where: str | os.PathLike) -> None:
-    """Raise ValueError unless a config has the keys and types of the default.
-
-    A whole number may stand for a float, and one of any size for None.
+def check(given: ConfigDict, where: str | os.PathLike) -> ConfigDict:
+    """A locked copy of a config, for the commands; `~` is the home of the user.
 
     Args:
       where: the config comes from, a file or 'config'; errors begin with it.
+
+    Raises:
+      ValueError: it has not the keys and types of the default. (A whole number may
+        stand for a float, and one of any size for None.)
     """
     if not hasattr(given, "to_dict"):
         raise ValueError(
             f"{where}: found {given!r}, expected a ConfigDict as `default_config()` of "
             "dt_jax.config gives"
         )
-    given, expected = flatten(given.to_dict()), flatten(default_config().to_dict())
+    checked = default_config()
+    given, expected = flatten(given.to_dict()), flatten(checked.to_dict())
     for key in sorted(given.keys() - expected):
         raise ValueError(f"{where}: {key}: {unknown(key)}")
     for key, value in expected.items():
@@ -252,72 +257,16 @@ def check(given: ConfigDict, where: str | os.PathLike) -> None:
             raise ValueError(
                 f"{where}: {key}={given[key]!r}: expected one like {value!r}"
             )
+    checked.update_from_flattened_dict(
+        {key: _expand_home(value) for key, value in given.items()}
+    )
+    return checked
 
 
-class Key(NamedTuple):
-    """A key of the config, or a section (its default is a dict), and its comment."""
-
-    name: str
-    default: object
-    comment: str
-
-
-def documented_keys() -> list[Key]:
-    """All sections and keys in the order of `default_config`, whose source is read."""
-    defaults, keys, comment = default_config().to_dict(), [], []
-    defaults |= flatten(defaults)
-    sections = {}
-    for line in inspect.getsource(default_config).splitlines():
-        if found := re.fullmatch(r"    config\.(\w+) = (\w+) = ConfigDict\(\)", line):
-            sections[found[2]] = found[1]
-            keys.append(Key(found[1], defaults[found[1]], " ".join(comment)))
-            comment = []
-        elif found := re.fullmatch(r"    # (.+)", line):
-            comment.append(found[1])
-        elif found := re.fullmatch(r"    (\w+)\.(\w+) = .+", line):
-            section = sections.get(found[1])
-            name = f"{section}.{found[2]}" if section else found[2]
-            keys.append(Key(name, defaults[name], " ".join(comment)))
-            comment = []
-    return keys
-
-
-def describe_keys() -> str:
-    """Text for --help, at most 80 columns wide."""
-    lines = []
-    for key in documented_keys():
-        is_section = isinstance(key.default, dict)
-        lines.append("" if is_section else f"  --config.{key.name}={key.default}")
-        indent = "  " if is_section else "      "
-        lines += textwrap.wrap(
-            key.comment, 80, initial_indent=indent, subsequent_indent=indent
-        )
-    return "\n".join(lines)
-
-
-def explain(error: Exception, argv: list[str]) -> str:
-    """Why the arguments could not be parsed: the file's fault, a flag's or a key's."""
-    chain = [error]  # libraries wrap what a file raises
-    while cause := chain[-1].__cause__ or chain[-1].__context__:
-        chain.append(cause)
-    for cause in reversed(chain):
-        for frame in reversed(traceback.extract_tb(cause.__traceback__)):
-            if frame.name in ("<module>", "get_config"):
-                place = f"{frame.filename}, line {frame.lineno}"
-                return f"{place}: {type(cause).__name__}: {cause}"
-    cause = chain[-1]
-    if isinstance(cause, SyntaxError) and Path(cause.filename or "").is_file():
-        return f"{cause.filename}, line {cause.lineno}: {cause.msg}"
-    if isinstance(cause, OSError):
-        file = str(cause).rpartition(": ")[2].strip("'")
-        return f"--config={file}: no such file, expected e.g. configs/base.py"
-    if isinstance(error, AttributeError | KeyError):  # an unknown key
-        key = re.search(r"\w+", str(error))[0]
-        for argument in argv:
-            if key in re.split(r"[.=]", argument):
-                name = argument.partition("=")[0].removeprefix("--config.")
-                return f"{argument}: {unknown(name)}"
-    return f"{error}; see --help and dt_jax/config.py"
+def _expand_home(value):
+    if isinstance(value, tuple):
+        return tuple(map(_expand_home, value))
+    return os.path.expanduser(value) if isinstance(value, str) else value
 
 
 def unknown(key: str) -> str:

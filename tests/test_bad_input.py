@@ -82,6 +82,19 @@ class Still(gymnasium.Env):
     observation_space = gymnasium.spaces.Box(-1, 1, (3,))
     action_space = gymnasium.spaces.Box(-1, 1, (2,))
 
+    def reset(self, *, seed=None, options=None):
+        return np.zeros(3, np.float32), {}
+
+    def step(self, action):
+        return np.zeros(3, np.float32), 0.0, True, False, {}
+
+
+class Old(Still):
+    """Its `step` is that of the API before Gymnasium 0.26."""
+
+    def step(self, action):
+        return np.zeros(3, np.float32), 0.0, True, {}
+
 
 def rest(observations_ExS):
     return np.zeros((len(observations_ExS), 2))
@@ -319,9 +332,9 @@ WRONG = [
      DATA + "column 'observations' holds string where a list was expected"),
     ("dones of text", columns(dones=[["no"] * n for n in LENGTHS]), "",
      DATA + "column 'dones' holds string, expected numbers"),
-    ("states in one list", columns(observations=[[1.0] * n for n in LENGTHS]), "",
+    ("states in no list", columns(observations=[1.0] * 4), "",
      DATA + "column 'observations' holds double where a list was expected"),
-    ("rewards in two lists", columns(rewards=[[[1.0]] * n for n in LENGTHS]), "",
+    ("rewards in three lists", columns(rewards=[[[[1.0]]] * n for n in LENGTHS]), "",
      DATA + "column 'rewards' holds list .. expected numbers"),
     ("a null trajectory", put(None, "observations", 2), "",
      DATA + "trajectory 2: column 'observations' has an empty (null) value"),
@@ -341,6 +354,8 @@ WRONG = [
      DATA + "column 'state_std' holds nan for feature 1, expected a finite float32"),
     ("a huge mean", statistics(mean=(0.0, 0.0, 1e39, 0.0)), "",
      DATA + "column 'state_mean' holds 1e+39 for feature 2, expected a finite float32"),
+    ("states of two names", columns(states=make_columns()["observations"]), "",
+     DATA + "found the columns .. expected either observations or states, not both"),
     ("no dones to split on", columns(dones=None), "data.split_on_dones=True",
      "data.split_on_dones=True needs a column 'dones'"),
     ("all held out", nothing, "data.validation_fraction=0.99",
@@ -390,7 +405,7 @@ WRONG = [
      "{at}/mine.py, line 4: TypeError: .. batch_size .. int"),
     # What its values mean.
     ("no updates", nothing, "train.max_steps=0 train.num_train_epochs=0",
-     "train.num_train_epochs=0: expected at least 1"),
+     "train.num_train_epochs=0.0: expected above 0"),
     ("three heads", nothing, "model.n_head=3",
      "model.hidden_size=8 is not a multiple of model.n_head=3"),
     ("no targets", nothing, "eval.targets=much", "eval.targets: found 'much', exp"),
@@ -405,6 +420,13 @@ WRONG = [
      "eval.environment_kwargs={'h': 1}: .. expected the arguments of Pendulum-v1"),
     ("an environment of another size", nothing, "eval.environment=Pendulum-v1",
      "eval.environment=Pendulum-v1: actions are Box(-2.0, 2.0, (1,) .. a Box of 2"),
+    ("an environment of the old API", nothing,
+     "eval.environment=test_bad_input:Old",
+     "eval.environment=Old: step() returned 4 values (ndarray, float, bool, dict), but "
+     "Gymnasium expects (observation, reward, terminated, truncated, info)"),
+    ("no time at all", nothing,
+     "eval.environment=test_bad_input:Still eval.max_episode_steps=-1",
+     "eval.max_episode_steps=-1: expected 0"),
     ("no such baseline", nothing, f"{EVALUATE} eval.baselines=('nowhere',)",
      "eval.baselines: actor 'nowhere': no such folder; expected"),
     ("no agent as a baseline", nothing, f"{EVALUATE} eval.baselines=('none.zip',)",
@@ -501,6 +523,7 @@ WRONG += [
         ("data.discount", 1.5, "0 to 1"),
         ("data.validation_fraction", 1.0, "0 to 1"),
         ("data.weighting", "both", "expected length or uniform"),
+        ("data.statistics", "mine", "expected stored or computed"),
         ("data.placement", "moon", "expected one of auto, host, device"),
         ("data.store_dtype", "int8", "expected float32 or bfloat16"),
         ("model.n_head", 0, "at least 1"),

@@ -12,12 +12,12 @@ from dt_jax.config import (
     RENAMED,
     check,
     default_config,
-    documented_keys,
     flatten,
     naming_keys,
     saved_config,
     unknown,
 )
+from dt_jax.prompt import documented_keys
 
 
 def test_a_key_that_does_not_exist_cannot_be_set():
@@ -47,8 +47,24 @@ def test_a_value_of_another_kind_is_refused(key, value, told):
 def test_a_whole_number_may_stand_for_a_float_and_any_for_none():
     config = ConfigDict(default_config().to_dict(), type_safe=False)
     config.optimizer.learning_rate, config.model.n_inner = 1, 7
-    check(config, "config")
-    check(default_config(), "config")
+    config.train.num_train_epochs = 3
+    checked = check(config, "config")
+    assert checked.is_locked
+    assert (checked.optimizer.learning_rate, checked.model.n_inner) == (1.0, 7)
+    assert type(checked.train.num_train_epochs) is float
+    assert check(default_config(), "config").to_dict() == default_config().to_dict()
+
+
+def test_the_home_of_the_user_is_a_tilde_in_any_key(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    config = default_config()
+    config.data.path, config.train.init_from = "~/data", "a~/b"
+    config.eval.baselines = ("~/ppo.zip", "module:function")
+    checked = check(config, "config")
+    assert checked.data.path == "/home/me/data"
+    assert checked.train.init_from == "a~/b"
+    assert checked.eval.baselines == ("/home/me/ppo.zip", "module:function")
+    assert config.data.path == "~/data"
 
 
 @pytest.mark.parametrize(
@@ -89,6 +105,15 @@ def test_a_run_of_version_0_1_is_read_by_the_new_names(tmp_path):
     assert config.eval.baselines == ("ppo.zip",)
     assert config.eval.score_range == (0.0, 2.5)
     assert set(RENAMED.values()) <= flatten(config.to_dict()).keys()
+
+
+@pytest.mark.parametrize(("saved", "read"), [(3, 3.0), (0.5, 0.5)])
+def test_epochs_of_a_saved_config_may_be_whole(tmp_path, saved, read):
+    old = default_config().to_dict()
+    old["train"]["num_train_epochs"] = saved
+    (tmp_path / "config.json").write_text(json.dumps(old))
+    epochs = saved_config(tmp_path).train.num_train_epochs
+    assert (epochs, type(epochs)) == (read, float)
 
 
 @pytest.mark.parametrize("text", ["[]", "{", '{"train": {"bath_size": 3}}'])

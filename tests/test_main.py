@@ -2,6 +2,7 @@
 """What a user types: every key is read, and the defaults are the notebook's."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,11 +10,11 @@ from ml_collections import ConfigDict
 
 from configs import base, fast, notebook
 from dt_jax.__main__ import MODES
-from dt_jax.commands import setup
+from dt_jax.commands import inspect, setup
 from dt_jax.commands.collect import collect
 from dt_jax.commands.train import train
 from dt_jax.config import default_config
-from dt_jax.data.readers import save_trajectories
+from dt_jax.data.writer import save_trajectories
 
 BASE = "--config=configs/base.py"
 pytestmark = [
@@ -80,6 +81,64 @@ def test_a_wrong_key_is_told_with_the_right_one(prompt, tmp_path, key, told):
     answer = prompt(BASE, f"--workdir={workdir}", f"--config.{key}=3")
     assert_refused(answer, [f"--config.{key}=3: {told}"])
     assert not workdir.exists()
+
+
+@pytest.mark.parametrize(
+    ("key", "typed", "found"),
+    [
+        ("train.max_steps", "1e3", 1000),
+        ("train.batch_size", "8.0", 8),
+        ("seed", "7", 7),
+        ("model.n_inner", "None", None),
+        ("model.n_inner", "2e1", 20),
+        ("train.num_train_epochs", "2", 2.0),
+        ("train.num_train_epochs", "0.25", 0.25),
+        ("data.path", "~/data", "/home/me/data"),
+        ("train.init_from", "~/run", "/home/me/run"),
+        ("data.statistics", "computed", "computed"),
+    ],
+)
+def test_how_values_may_be_typed(prompt, monkeypatch, key, typed, found):
+    given = []
+    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.setattr(inspect, "inspect", lambda *args: given.extend(args))
+    flags = ("--mode=inspect", "--workdir=~/run", f"--config.{key}={typed}")
+    assert prompt(BASE, *flags)[0] == 0
+    config, workdir = given
+    value = flat(config)[key]
+    assert (value, type(value)) == (found, type(found))
+    assert workdir == Path("/home/me/run")
+
+
+@pytest.mark.parametrize("typed", ["1.5", "1e400", "nan", "many", "1e-3", "None"])
+def test_what_is_no_whole_number_is_refused(prompt, tmp_path, typed):
+    flags = (f"--workdir={tmp_path / 'run'}", f"--config.train.max_steps={typed}")
+    found = f"train.max_steps={typed}"
+    told = "expected one like 0" if typed == "None" else "expected a whole number"
+    assert_refused(prompt(BASE, *flags), [f"{found}: {told}"])
+
+
+@pytest.mark.parametrize(
+    ("epochs", "updates"), [("1", 2), ("0.5", 1), ("0.6", 2), ("2.5", 5), ("1e-9", 1)]
+)
+def test_a_part_of_an_epoch_is_rounded_up_as_hugging_face_does(
+    tmp_path, dataset, epochs, updates
+):
+    config = default_config()
+    config.data.path, config.train.batch_size = str(dataset), 4  # of 8 trajectories
+    config.model.update(hidden_size=8, n_layer=1)
+    config.train.num_train_epochs = float(epochs)
+    assert setup.Setup(config, tmp_path).total_steps == updates
+
+
+@pytest.mark.parametrize("epochs", ["0", "-1", "nan", "inf"])
+def test_epochs_are_above_0(prompt, tmp_path, dataset, epochs):
+    flags = (
+        f"--config.data.path={dataset}",
+        f"--config.train.num_train_epochs={epochs}",
+    )
+    answer = prompt(BASE, f"--workdir={tmp_path / 'run'}", *flags)
+    assert_refused(answer, [f"num_train_epochs={float(epochs)}: expected above 0"])
 
 
 def test_help_names_every_mode_and_every_key_in_80_columns(prompt):
@@ -177,7 +236,7 @@ def test_the_defaults_are_the_notebooks_recipe(file):
         optimizer.adam_beta1 0.9, optimizer.adam_beta2 0.999,
         optimizer.adam_epsilon 1e-08, optimizer.max_grad_norm 0.25,
         optimizer.warmup_ratio 0.1, optimizer.lr_scheduler_type linear,
-        train.num_train_epochs 120, train.max_steps 0, train.batch_size 64
+        train.num_train_epochs 120.0, train.max_steps 0, train.batch_size 64
     """
     values = flat(file.get_config())
     for key, value in (entry.split() for entry in recipe.split(",")):

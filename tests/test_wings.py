@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 # From the top floor down; a wing may import itself and what stands below it.
 FLOORS = (
     {"__main__", "__init__"},
-    {"commands"},
+    {"commands", "prompt"},
     {"reporting", "acting"},
     {"training"},
     {"data", "model"},

@@ -22,7 +22,8 @@ import numpy as np
 from absl import logging
 from gymnasium.vector.utils import batch_space
 
-from dt_jax.acting.environments import import_callable, is_import, one_line
+from dt_jax.acting.checked_env import one_line
+from dt_jax.acting.environments import import_callable, is_import
 from dt_jax.acting.policy import Policy
 
 Act = Callable[[np.ndarray, np.ndarray], np.ndarray]

@@ -14,16 +14,20 @@ from collections.abc import Callable, Mapping
 
 import gymnasium
 
+from dt_jax.acting.checked_env import CheckedEnv, one_line
 from dt_jax.trading.environment import TradingEnv
 
 
 def make_environments(
-    environment: str, kwargs: Mapping, count: int
-) -> list[gymnasium.Env]:
+    environment: str, kwargs: Mapping, count: int, **limits: int
+) -> list[CheckedEnv]:
     """Equal environments, by a Gymnasium id or a 'module:callable' that returns one.
 
     A list, as a `SyncVectorEnv` without autoreset steps none once one has ended.
     Trading environments share one market, which is read or simulated once.
+
+    Args:
+      limits: of the steps of an episode, as `CheckedEnv` takes them.
 
     Raises:
       ValueError: what the name or the arguments should have been.
@@ -39,32 +43,34 @@ def make_environments(
         raise ValueError(
             f"{key}: {one_line(error)}; expected a Gymnasium id or 'module:callable'"
         ) from error
-    except (TypeError, ValueError, OSError) as error:
+    except Exception as error:  # it is a user's code that meets a user's arguments
+        expected = isinstance(error, TypeError | ValueError | OSError)
+        told = one_line(error) if expected else repr(error)
         raise ValueError(
-            f"environment_kwargs={dict(kwargs)}: {one_line(error)}; expected the "
-            f"arguments of {environment}"
+            f"environment_kwargs={dict(kwargs)}: {told}; expected the arguments of "
+            f"{environment}"
         ) from error
     if not isinstance(first, gymnasium.Env):
         raise ValueError(
             f"{key} gave a {type(first).__name__}, expected a gymnasium.Env"
         )
-    if not isinstance(first.unwrapped, TradingEnv):
-        return [first, *(make(**kwargs) for _ in range(count - 1))]
-    market = first.unwrapped.market
-    return [first] + [
-        copy.deepcopy(first, {id(market): market}) for _ in range(count - 1)
-    ]
+    if isinstance(first.unwrapped, TradingEnv):
+        market = first.unwrapped.market
+        limits = {**limits, "default_steps": len(market.dates) + 1}  # it ends by itself
+        shared = ({id(market): market} for _ in range(count - 1))
+        others = [copy.deepcopy(first, memo) for memo in shared]
+    else:
+        others = [make(**kwargs) for _ in range(count - 1)]
+    return [CheckedEnv(one, **limits) for one in (first, *others)]
 
 
 def check_spaces(
-    environment: gymnasium.Env,
+    environment: CheckedEnv,
     *,
     state_dim: int | None = None,
     act_dim: int | None = None,
 ) -> None:
     """Refuse, with a ValueError, all but vectors of these sizes (None: of any)."""
-    spec = environment.spec
-    environment_name = spec.id if spec else type(environment.unwrapped).__name__
     for name, space, key, size in (
         ("observations", environment.observation_space, "state_dim", state_dim),
         ("actions", environment.action_space, "act_dim", act_dim),
@@ -75,7 +81,7 @@ def check_spaces(
             and size in (None, *space.shape)
         ):
             raise ValueError(
-                f"environment={environment_name}: {name} are {one_line(space)}, "
+                f"environment={environment.name}: {name} are {one_line(space)}, "
                 "expected a Box of "
                 + ("one dimension" if size is None else f"{size} ({key} of the model)")
             )
@@ -101,8 +107,3 @@ def import_callable(spec: str, key: str) -> Callable:
     if not callable(found):
         raise ValueError(f"{key}: found no callable {name!r} in {module_name}")
     return found
-
-
-def one_line(told: object) -> str:
-    """An error or a space as text without line breaks."""
-    return " ".join(str(told).split())

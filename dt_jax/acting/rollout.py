@@ -7,18 +7,18 @@ infos, or a dataset on disk.
 
 import numbers
 import os
-import sys
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import gymnasium
 import numpy as np
-from tqdm.auto import tqdm
 
 from dt_jax.acting.actors import Actor
+from dt_jax.acting.checked_env import checked
 from dt_jax.acting.environments import check_spaces
 from dt_jax.acting.policy import Policy
-from dt_jax.data.readers import save_trajectories
+from dt_jax.data.writer import save_trajectories
+from dt_jax.system.progress import progress
 
 
 class Rollout(NamedTuple):
@@ -28,11 +28,13 @@ class Rollout(NamedTuple):
       returns_E: float64, in raw reward. lengths_E: int64, in steps.
       info: every number and string of the environments' infos by its name, (T+1)xE,
         from the reset to the end of the longest; NaN or '' where an episode has none.
+      truncated_E: bool, cut by a time limit.
     """
 
     returns_E: np.ndarray
     lengths_E: np.ndarray
     info: dict[str, np.ndarray]
+    truncated_E: np.ndarray
 
 
 def roll_out(
@@ -46,7 +48,8 @@ def roll_out(
     """An episode of each of the E environments, in step: each act is for all of them.
 
     Only what lives is stepped; of an ended episode `act` sees the last observation and
-    a reward of 0. Actions are clipped to their space, whose dtype they get.
+    a reward of 0. Actions are clipped to their space, whose dtype they get. What the
+    environments give is checked and converted: see `CheckedEnv`.
 
     Args:
       seeds_E: what each environment is reset with.
@@ -57,6 +60,7 @@ def roll_out(
     Raises:
       ValueError: an action is not finite, or all are not ExA.
     """
+    environments = [checked(environment) for environment in environments]
     resets = [
         environment.reset(seed=int(seed))
         for environment, seed in zip(environments, seeds_E, strict=True)
@@ -64,11 +68,11 @@ def roll_out(
     states_ExS = np.stack([state for state, _ in resets])
     infos = [[_scalars(info) for _, info in resets]]
     num_episodes = len(environments)
-    live_E = np.ones(num_episodes, bool)
+    live_E, truncated_E = np.ones(num_episodes, bool), np.zeros(num_episodes, bool)
     rewards_E, returns_E = np.zeros(num_episodes), np.zeros(num_episodes)
     lengths_E = np.zeros(num_episodes, np.int64)
     act = actor(num_episodes)
-    with _bar(desc=desc, unit="step", disable=desc is None) as bar:
+    with progress(desc=desc, unit=" steps", disable=desc is None) as bar:
         while live_E.any():
             actions_ExA = np.asarray(act(states_ExS, rewards_E))
             actions_ExA = _fit(actions_ExA, environments[0].action_space, live_E)
@@ -80,14 +84,14 @@ def roll_out(
                 if live_E[e]:
                     state, reward, ended, cut, info = environment.step(actions_ExA[e])
                     states_ExS[e], rewards_E[e] = state, reward
-                    live_E[e] = not (ended or cut)
+                    live_E[e], truncated_E[e] = not (ended or cut), cut
                     infos[-1][e] = _scalars(info)
             returns_E += rewards_E
             if record is not None:
                 record((before_ExS, actions_ExA, rewards_E))
             bar.set_postfix_str(f"{live_E.sum()} episodes go on", refresh=False)
             bar.update()
-    return Rollout(returns_E, lengths_E, _table(infos))
+    return Rollout(returns_E, lengths_E, _table(infos), truncated_E)
 
 
 def _fit(actions_ExA, space, live_E):
@@ -132,6 +136,7 @@ def roll_out_targets(
             whole.returns_E[part],
             whole.lengths_E[part],
             {name: column_TxE[:, part] for name, column_TxE in whole.info.items()},
+            whole.truncated_E[part],
         )
         for part in parts
     ]
@@ -144,23 +149,30 @@ def record_episodes(
     *,
     num_episodes: int,
     seed: int,
-) -> None:
+) -> int:
     """Write an actor's episodes as a dataset in the notebook's layout, all or nothing.
 
     An episode is a trajectory; number i is of seed + i, whatever the number of
     environments. In memory are as many episodes as there are environments.
 
+    Returns:
+      How many episodes were cut by a time limit.
+
     Raises:
       ValueError: `path` exists, or the environments or the actor do not fit.
     """
+    environments = [checked(environment) for environment in environments]
     check_spaces(environments[0])
-    episodes = _episodes(environments, actor, num_episodes, seed)
-    save_trajectories(
-        path, _bar(episodes, total=num_episodes, desc="collecting", unit="episode")
-    )
+    truncated = []
+    episodes = _episodes(environments, actor, num_episodes, seed, truncated)
+    bar = {"total": num_episodes, "desc": "collecting", "unit": " episodes"}
+    first = environments[0]
+    about = {"environment": first.name, "observations": first.layout}
+    save_trajectories(path, progress(episodes, **bar), about=about)
+    return sum(truncated)
 
 
-def _episodes(environments, actor, num_episodes, seed):
+def _episodes(environments, actor, num_episodes, seed, truncated):
     for first in range(seed, seed + num_episodes, len(environments)):
         seeds_E = range(first, min(first + len(environments), seed + num_episodes))
         steps = []
@@ -171,6 +183,7 @@ def _episodes(environments, actor, num_episodes, seed):
             np.stack(column, axis=1, dtype=np.float32, casting="same_kind")
             for column in zip(*steps, strict=True)
         ]
+        truncated.append(int(rollout.truncated_E.sum()))
         for length, *episode in zip(rollout.lengths_E, *columns, strict=True):
             names = ("observations", "actions", "rewards")
             yield {
@@ -196,9 +209,3 @@ def _table(infos):
             [[info.get(name, nothing) for info in row] for row in infos], kind
         )
     return table
-
-
-def _bar(*args, **options):
-    # A log file gets a line now and then, a terminal a moving bar.
-    interval = 0.1 if sys.stderr.isatty() else 10.0
-    return tqdm(*args, mininterval=interval, **options)

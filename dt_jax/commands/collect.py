@@ -7,7 +7,12 @@ from ml_collections import ConfigDict
 
 from dt_jax.acting.environments import make_environments
 from dt_jax.acting.rollout import record_episodes
-from dt_jax.commands.evaluate import actor_of, environment_kwargs, environment_of
+from dt_jax.commands.evaluate import (
+    actor_of,
+    check_environment,
+    environment_kwargs,
+    environment_of,
+)
 from dt_jax.config import naming_keys
 
 AT_ONCE = 16  # episodes that run together, which is what memory has to hold
@@ -39,8 +44,17 @@ def collect(config: ConfigDict, workdir: Path) -> None:
         algorithm=config.collect.algorithm,
         normalization=config.collect.normalization,
     )
-    kwargs = environment_kwargs(config)
-    environments = make_environments(name, kwargs, min(AT_ONCE, episodes))
-    record_episodes(path, environments, actor, num_episodes=episodes, seed=config.seed)
-    print(f"{path}: {episodes:,} episodes\n\nNext:")
+    check_environment(config)
+    environments = make_environments(
+        name,
+        environment_kwargs(config),
+        min(AT_ONCE, episodes),
+        max_episode_steps=config.eval.max_episode_steps,
+        default_steps=config.data.max_ep_len,
+    )
+    truncated = record_episodes(
+        path, environments, actor, num_episodes=episodes, seed=config.seed
+    )
+    print(f"{path}: {episodes:,} episodes, {truncated:,} cut by a time limit")
+    print("\nNext:")
     print(f"  python main.py --config configs/base.py --config.data.path={path}")

@@ -1,13 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """From a trained run to `report/`: episodes for each target, figures, one page."""
 
+import functools
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from ml_collections import ConfigDict
 
 from dt_jax.acting.actors import Actor, load_actor, random_actor
+from dt_jax.acting.checked_env import probe
 from dt_jax.acting.environments import check_spaces, make_environments
 from dt_jax.acting.policy import Policy
 from dt_jax.acting.rollout import roll_out, roll_out_targets
@@ -41,6 +45,13 @@ def evaluate(config: ConfigDict, workdir: Path) -> dict:
       ValueError, FileNotFoundError: there is no trained run, or the environment, the
         targets or the baselines do not fit it.
     """
+    found = act(config, workdir)
+    print(f"  {workdir / 'report' / 'index.html'}  all of it on one page")
+    return found
+
+
+def act(config: ConfigDict, workdir: Path) -> dict:
+    """What `evaluate` does, but for naming the page."""
     name = environment_of(config)
     if not name:
         raise ValueError(
@@ -56,13 +67,20 @@ def evaluate(config: ConfigDict, workdir: Path) -> dict:
     scale = trained.normalization["return_scale"]
     returns = {key: scale * level for key, level in data["returns"].items()}
     model = DecisionTransformer(**trained.fields)
-    check_evaluation(config, model)
+    check_evaluation(config, model, data.get("about", {}))
     targets = _numbers("targets", config.eval.targets) or sorted(
         {returns[quantile] for quantile in TARGET_QUANTILES}
     )
     episodes, seed = config.eval.episodes, config.seed
     kwargs = environment_kwargs(config)
-    environments = make_environments(name, kwargs, len(targets) * episodes)
+    longest = int(data["lengths"]["max"])
+    environments = make_environments(
+        name,
+        kwargs,
+        len(targets) * episodes,
+        max_episode_steps=config.eval.max_episode_steps,
+        default_steps=longest,
+    )
     baselines = {RANDOM: random_actor(environments[0], seed)}
     for spec in config.eval.baselines:
         baselines[spec] = actor_of(
@@ -80,20 +98,26 @@ def evaluate(config: ConfigDict, workdir: Path) -> dict:
         seeds=seeds,
         desc="evaluating",
     )
-    results = [
-        ActorResult(f"target {target:,.6g}", target, *rollout)
+    played = [
+        (f"target {target:,.6g}", target, rollout)
         for target, rollout in zip(targets, rollouts, strict=True)
     ]
     for other, actor in baselines.items():
         rollout = roll_out(environments[:episodes], actor, seeds, desc=other)
-        results.append(ActorResult(other, None, *rollout))
+        played.append((other, None, rollout))
+    results = [
+        ActorResult(who, target, *three, truncated=int(truncated_E.sum()))
+        for who, target, (*three, truncated_E) in played
+    ]
 
-    references = {}
+    references, calendar = {}, {}
     market_env = environments[0].unwrapped
     if isinstance(market_env, TradingEnv):
         references = backtest.references(
             market_env.market, market_env.rules, results[0].info["date"]
         )
+        dates = market_env.market.dates
+        calendar = {"periods_a_year": backtest.periods_a_year(dates)}
     found = evaluation_report(
         results,
         environment=name,
@@ -101,9 +125,10 @@ def evaluate(config: ConfigDict, workdir: Path) -> dict:
         first_seed=seed,
         data_returns=returns
         | {key: scale * data[f"return_{key}"] for key in ("mean", "std")},
-        longest=int(data["lengths"]["max"]),
+        longest=longest,
         score_range=tuple(config.eval.score_range) or None,
         backtest_references=references,
+        **calendar,
     )
     folder = workdir / "report"
     folder.mkdir(exist_ok=True)
@@ -112,13 +137,18 @@ def evaluate(config: ConfigDict, workdir: Path) -> dict:
         plots.draw_accounts(folder / "accounts.png", results, references)
         plots.draw_drawdown(folder / "drawdown.png", results, references)
     write_json(folder / "evaluation.json", found)
-    page = write_page(workdir)
-    print(f"\n{describe_evaluation(found)}\n\n  {page}  all of it on one page")
+    write_page(workdir)
+    print(f"\n{describe_evaluation(found)}\n")
     return found
 
 
-def check_evaluation(config: ConfigDict, model: DecisionTransformer) -> None:
-    """Refuse, before a long training, what `evaluate` would refuse after it."""
+def check_evaluation(
+    config: ConfigDict, model: DecisionTransformer, about: Mapping[str, str]
+) -> None:
+    """Refuse, before a long training, what `evaluate` would refuse after it.
+
+    `about` is what the data says of where it comes from: see `Trajectories`.
+    """
     _numbers("targets", config.eval.targets)
     if len(_numbers("score_range", config.eval.score_range)) not in (0, 2):
         raise ValueError(
@@ -126,14 +156,56 @@ def check_evaluation(config: ConfigDict, model: DecisionTransformer) -> None:
         )
     if config.eval.episodes < 1:
         raise ValueError(f"eval.episodes={config.eval.episodes}: expected at least 1")
-    kwargs = environment_kwargs(config)
-    if not (name := environment_of(config)):
+    dims = {"state_dim": model.state_dim, "act_dim": model.act_dim}
+    if not check_environment(config, about, **dims):
         return
-    (environment,) = make_environments(name, kwargs, 1)
-    check_spaces(environment, state_dim=model.state_dim, act_dim=model.act_dim)
     for spec in config.eval.baselines:
         algorithm = config.collect.algorithm
         actor_of("eval.baselines", spec, target_return=0.0, algorithm=algorithm)
+
+
+def check_environment(
+    config: ConfigDict, about: Mapping[str, str] = MappingProxyType({}), **dims: int
+) -> bool:
+    """Make one environment, look at its spaces and let it make a step; False: none.
+
+    What it flattens must be what was flattened for the data. The columns that the table
+    of a market has beside are named, once.
+
+    Raises:
+      ValueError: see `make_environments`, `check_spaces` and `probe`.
+    """
+    if config.eval.max_episode_steps < 0:
+        raise ValueError(
+            f"eval.max_episode_steps={config.eval.max_episode_steps}: expected 0 (the "
+            "environment's own limit) or more"
+        )
+    kwargs = environment_kwargs(config)
+    if name := environment_of(config):
+        (environment,) = make_environments(name, kwargs, 1)
+        check_spaces(environment, **dims)
+        trained_on = about.get("observations", environment.layout)
+        if environment.layout != trained_on:
+            raise ValueError(
+                f"eval.environment={name}: observations are "
+                f"{environment.layout or 'vectors'}, but in the data they were "
+                f"{trained_on or 'vectors'}"
+            )
+        probe(environment)
+        environment.close()
+        _name_unused(environment.unwrapped)
+    return bool(name)
+
+
+def _name_unused(environment):
+    if isinstance(environment, TradingEnv) and environment.market.unused:
+        columns = ", ".join(environment.market.unused)
+        _print_once(f"the market's table has columns that are not used: {columns}")
+
+
+@functools.cache
+def _print_once(line):
+    print(line, flush=True)
 
 
 def environment_of(config: ConfigDict) -> str:

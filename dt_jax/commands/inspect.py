@@ -17,4 +17,4 @@ def inspect(config: ConfigDict, workdir: Path) -> None:
       ValueError, FileNotFoundError: the config or the data are at fault.
     """
     setup = Setup(config, workdir)
-    setup.report_data(setup.placement())
+    setup.report_data(setup.placement(), with_memory=True)

@@ -38,12 +38,11 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> Run:
       OSError: something could not be read or written; the last good checkpoint is kept.
       FloatingPointError: too many updates in a row were not finite.
     """
-    check(config, "config")
-    config = ConfigDict(config.to_dict()).lock()
+    config, workdir = check(config, "config"), Path(workdir).expanduser()
     _before_jax(config)
     from dt_jax.commands import train as command
 
-    command.train(config, Path(workdir))
+    command.train(config, workdir)
     return Run(workdir)
 
 
@@ -54,6 +53,7 @@ def evaluate(
     environment_kwargs: Mapping | None = None,
     targets: Sequence[float] | None = None,
     episodes: int | None = None,
+    max_episode_steps: int | None = None,
     baselines: Sequence[str] | None = None,
     score_range: Sequence[float] | None = None,
 ) -> dict:
@@ -64,6 +64,7 @@ def evaluate(
         arguments.
       targets: returns to aim at, in raw reward.
       episodes: for each target, on the same seeds.
+      max_episode_steps: after which one is cut; 0: see the config.
       baselines: others on the same seeds: 'module:callable' (observations -> actions),
         a .zip of stable-baselines3, a workdir or a Hugging Face folder.
       score_range: the two returns that are normalised to 0 and to 100.
@@ -74,20 +75,23 @@ def evaluate(
     Raises:
       ValueError, FileNotFoundError: there is no trained run, or something does not fit.
     """
+    workdir = Path(workdir).expanduser()
     config = saved_config(workdir)
     given = {
         "environment": environment,
         "environment_kwargs": environment_kwargs and json.dumps(environment_kwargs),
         "targets": None if targets is None else tuple(map(float, targets)),
         "episodes": episodes,
+        "max_episode_steps": max_episode_steps,
         "baselines": None if baselines is None else tuple(baselines),
         "score_range": None if score_range is None else tuple(map(float, score_range)),
     }
     config.eval.update({k: value for k, value in given.items() if value is not None})
+    config = check(config, "config")
     _before_jax(config)
     from dt_jax.commands import evaluate as command
 
-    return command.evaluate(config, Path(workdir))
+    return command.evaluate(config, workdir)
 
 
 def _before_jax(config):
@@ -105,7 +109,7 @@ class Run:
     """
 
     def __init__(self, workdir: str | os.PathLike):
-        self.workdir = Path(workdir)
+        self.workdir = Path(workdir).expanduser()
         saved_config(self.workdir)
 
     @classmethod

@@ -13,9 +13,10 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from dt_jax.config import current_names, flatten
-from dt_jax.data.readers import load_trajectories, save_trajectories
+from dt_jax.config import current_names, default_config, flatten
+from dt_jax.data.readers import load_trajectories
 from dt_jax.data.segments import SegmentSampler
+from dt_jax.data.writer import save_trajectories
 from dt_jax.model.decision_transformer import (
     DecisionTransformer,
     init_params,
@@ -104,12 +105,14 @@ class Setup:
                 "(the best) or more"
             )
         positive = ("logging_steps", "save_steps")
-        epochs = ("num_train_epochs",) if config.train.max_steps <= 0 else ()
-        for key in (*positive, "save_total_limit", "max_bad_updates", *epochs):
+        for key in (*positive, "save_total_limit", "max_bad_updates"):
             if config.train[key] < 1:
                 raise ValueError(
                     f"train.{key}={config.train[key]}: expected at least 1"
                 )
+        epochs, max_steps = config.train.num_train_epochs, config.train.max_steps
+        if max_steps <= 0 and not 0 < epochs < math.inf:
+            raise ValueError(f"train.num_train_epochs={epochs}: expected above 0")
         seconds = config.distributed.heartbeat_seconds
         if seconds < 1:
             raise ValueError(
@@ -121,6 +124,7 @@ class Setup:
         with distributed.timed(f"reading {path}"):
             self.trajectories = load_trajectories(
                 path,
+                statistics=data.statistics,
                 split_on_dones=data.split_on_dones,
                 discount=data.discount,
                 wait=False,  # values are checked while XLA compiles: see report_data
@@ -151,9 +155,7 @@ class Setup:
             training.num_trajectories / config.train.batch_size
         )
         self.total_steps = (
-            config.train.max_steps
-            if config.train.max_steps > 0
-            else config.train.num_train_epochs * self.steps_per_epoch
+            max_steps if max_steps > 0 else math.ceil(epochs * self.steps_per_epoch)
         )
         optimizer = config.optimizer
         self.schedule = make_schedule(
@@ -236,7 +238,7 @@ class Setup:
         )
         return choose_placement(data.placement, plan)
 
-    def report_data(self, placement: Placement) -> None:
+    def report_data(self, placement: Placement, *, with_memory: bool) -> None:
         """Print and save the data report, once all values are checked.
 
         Raises:
@@ -251,7 +253,7 @@ class Setup:
                 placement=f"{placement.name} ({placement.reason})",
                 plan=placement.plan,
             )
-            print(describe_data(facts), flush=True)
+            print(describe_data(facts, with_memory=with_memory), flush=True)
             write_json(self.workdir / "data_report.json", facts)
 
 
@@ -276,7 +278,9 @@ def check_same_start(setup: Setup) -> None:
 def check_same_run(setup: Setup, record: dict) -> None:
     """Refuse to go on with other data, or with a config that means another run."""
     workdir, path = setup.workdir, setup.config.data.path
-    before = flatten(current_names(record["config"]))
+    # A key that is newer than the run has had its default.
+    before = flatten(default_config().to_dict())
+    before |= flatten(current_names(record["config"]))
     now = flatten(setup.config.to_dict())
     for key in sorted(before.keys() | now):
         if not is_free(key) and before.get(key) != now.get(key):

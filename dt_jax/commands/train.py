@@ -11,7 +11,7 @@ from pathlib import Path
 import jax
 from ml_collections import ConfigDict
 
-from dt_jax.commands.evaluate import check_evaluation, environment_of, evaluate
+from dt_jax.commands.evaluate import act, check_evaluation, environment_of
 from dt_jax.commands.report import draw_training
 from dt_jax.commands.setup import Setup, check_same_run, check_same_start
 from dt_jax.config import naming_keys
@@ -52,7 +52,7 @@ def train(config: ConfigDict, workdir: Path) -> None:
 def _train(config, workdir):
     def prepare():
         setup = Setup(config, workdir)
-        check_evaluation(config, setup.model)
+        check_evaluation(config, setup.model, setup.trajectories.about)
         return setup
 
     setup, checkpoints, checkpoint = distributed.first_then_rest(prepare), None, None
@@ -65,7 +65,7 @@ def _train(config, workdir):
                 checkpoints = Checkpoints(workdir / "checkpoints", limit)
                 stack.enter_context(closing(checkpoints))
                 checkpoint = checkpoints.restore()
-        checkpoint, saved = distributed.broadcast(checkpoint), None
+        checkpoint, saved, step = distributed.broadcast(checkpoint), None, 0
         if checkpoint is not None:
             check_same_run(setup, checkpoint.record)
             saved, step = checkpoint.record["meter"], checkpoint.step
@@ -84,11 +84,12 @@ def _train(config, workdir):
         else:
             state = setup.first_state(setup.given)
         placement = distributed.broadcast(setup.placement())
-        state, metrics = replicate(state), setup.metrics(saved)
+        state = replicate(state)
         with distributed.timed("compiling"):
-            placement, feed, call = _compile(setup, placement, state, metrics.step)
+            placement, feed, call = _compile(setup, placement, state, step)
+        metrics = setup.metrics(saved)  # its clock leaves compilation out
         with distributed.raise_everywhere():
-            setup.report_data(placement)
+            setup.report_data(placement, with_memory=placement.tight)
         if checkpoints:
             write_json(workdir / "config.json", config.to_dict())
         with naming_memory(placement.name):
@@ -119,7 +120,8 @@ def _compile(setup, placement, state, step):
         reason = str(error).rpartition("; ")[0]
     feed = call = None
     gc.collect()  # the store, which a traceback may have held
-    return _compile(setup, Placement("host", reason, placement.plan), state, step)
+    placement = Placement("host", reason, placement.plan, tight=True)
+    return _compile(setup, placement, state, step)
 
 
 def _update(setup, feed, call, state, metrics, checkpoints):
@@ -169,12 +171,16 @@ def _conclude(setup, metrics, state, held_out) -> None:
         write_json(workdir / "report" / "held_out.json", errors)
     draw_training(workdir)
     write_json(workdir / "summary.json", summary)
+    target = None
     if environment_of(setup.config):
-        evaluate(setup.config, workdir)
+        actors = act(setup.config, workdir)["actors"]
+        target = max(a["target"] for a in actors if a["target"] is not None)
     else:
         write_page(workdir)
     last_loss = read_metrics(workdir / "metrics.jsonl")[-1]["loss"]
-    print(describe_run(workdir, summary, last_loss, errors))
+    path = setup.config.data.path
+    where = {"data_path": path, "target": target}
+    print(describe_run(workdir, summary, last_loss, errors, **where))
 
 
 def _is_concluded(workdir, total_steps) -> bool:

@@ -1,16 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Datasets on disk to `Trajectories`, and the notebook's layout back to disk.
+"""Datasets on disk to `Trajectories`.
 
-The only file that knows column names. Arrow buffers are viewed, memory-mapped, chunk
-by chunk; no number ever becomes a Python object, and chunks are never combined (32-bit
-list offsets would overflow).
+Arrow buffers are viewed, memory-mapped, chunk by chunk; no number ever becomes a Python
+object, and chunks are never combined (32-bit list offsets would overflow).
 """
 
 import json
 import os
-import shutil
-from collections.abc import Iterable, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,24 +16,23 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 
-from dt_jax.data.scan import STD_EPSILON
-from dt_jax.data.trajectories import Trajectories, check_lengths
-from dt_jax.system.files import scratch
+from dt_jax.data.episodes import Columns, count_steps, name_columns
+from dt_jax.data.scan import is_finite
+from dt_jax.data.trajectories import Trajectories
 
 if TYPE_CHECKING:
     import datasets
 
 SPLIT = "train"  # of a DatasetDict
 STRUCT = "train"  # the notebook keeps a trajectory in one struct column of this name
-STATES, ACTIONS, REWARDS, DONES = "observations", "actions", "rewards", "dones"
 STATISTICS = ("state_mean", "state_std")
 END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"  # the last bytes of an Arrow stream
-WRITE_BYTES = 64 << 20  # trajectories are written in batches of about this size
 
 
 def load_trajectories(
     path: "str | os.PathLike | datasets.Dataset | datasets.DatasetDict",
     *,
+    statistics: str = "stored",
     split_on_dones: bool = False,
     discount: float = 1.0,
     wait: bool = True,
@@ -45,27 +42,47 @@ def load_trajectories(
     Two layouts, a trajectory a row: the notebook's, with a struct column `train` of
     `observations` and `actions` (lists of lists of numbers), `rewards` and `dones`, and
     scalar columns `state_mean` and `state_std`; and HF's gym-replay layout, with the
-    same four as plain columns. Of a `DatasetDict` the split `train` is read. Rows
-    chosen by `select` or `shuffle` are honoured. float32 and float64 alike.
+    same four as plain columns. They may have the names and shapes that
+    `Trajectories.from_episodes` takes. Of a `DatasetDict` the split `train` is read.
+    Rows chosen by `select` or `shuffle` are honoured. float32 and float64 alike.
 
     Args:
+      statistics: 'stored', the two scalar columns are taken where there are any, or
+        'computed', from the states in any case.
       split_on_dones, discount, wait: see `Trajectories.from_arrays`.
 
     Raises:
       FileNotFoundError: there is no dataset at `path`.
       ValueError: a column is missing, of another type, or holds faulty values.
     """
+    if statistics not in ("stored", "computed"):
+        raise ValueError(f"statistics={statistics}: expected stored or computed")
+    if isinstance(path, str | os.PathLike):
+        path = Path(path).expanduser()
     table, chosen, source = _open(path)
+    options = {"split_on_dones": split_on_dones, "discount": discount, "wait": wait}
     with _naming(source):
-        trajectories = _read(
-            table, chosen, split_on_dones=split_on_dones, discount=discount, wait=wait
-        )
+        trajectories = _read(table, chosen, statistics == "stored", **options)
 
     def facts():
         with _naming(source):
             return trajectories.facts()
 
-    return replace(trajectories, facts=facts)
+    return replace(trajectories, facts=facts, about=_about(path))
+
+
+def _about(path):
+    """What `save_trajectories` was told of the dataset, {} for all others."""
+    if isinstance(path, Path):
+        folder = path / SPLIT if (path / "dataset_dict.json").is_file() else path
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            text = (folder / "dataset_info.json").read_text(encoding="utf-8")
+            return dict(json.loads(json.loads(text)["description"]))
+        return {}
+    with suppress(ValueError, TypeError, AttributeError):
+        dataset = path[SPLIT] if isinstance(path, Mapping) else path
+        return dict(json.loads(dataset.info.description))
+    return {}
 
 
 @contextmanager
@@ -74,44 +91,6 @@ def _naming(source):
         yield
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from None
-
-
-def save_trajectories(path: str | os.PathLike, episodes: Iterable[Mapping]) -> None:
-    """Write episodes to `path` in the notebook's layout, streaming, all or nothing.
-
-    Args:
-      path: a folder that does not exist yet.
-      episodes: mappings with `observations`: TxS, `actions`: TxA, `rewards`: T and
-        `dones`: T; floating-point columns are written as float32. With at least S
-        episodes the columns `state_mean` and `state_std` are written too (shorter
-        columns cannot hold them, and a reader computes them).
-    """
-    import datasets  # takes seconds, which reading can do without
-
-    path = Path(path)
-    if path.exists():
-        raise ValueError(f"{path} exists already; choose a folder that does not")
-    folder = path.with_name(f".{path.name}.partial")
-    shutil.rmtree(folder, ignore_errors=True)  # of a process that was killed
-    folder.mkdir(parents=True)
-    bars = datasets.are_progress_bars_disabled()
-    datasets.disable_progress_bars()
-    try:
-        with scratch(folder):
-            mean, std = _stream(folder / "rows.arrow", episodes)
-            dataset = datasets.Dataset.from_file(str(folder / "rows.arrow"))
-            if len(dataset) >= len(mean):
-                padding = (0, len(dataset) - len(mean))
-                columns = [np.pad(column, padding) for column in (mean, std)]
-                statistics = pa.table(columns, names=list(STATISTICS))
-                dataset = datasets.concatenate_datasets(
-                    [dataset, datasets.Dataset(statistics)], axis=1
-                )
-            dataset.save_to_disk(folder / "dataset")
-            os.replace(folder / "dataset", path)
-    finally:
-        if not bars:
-            datasets.enable_progress_bars()
 
 
 def _open(path):
@@ -203,47 +182,58 @@ def _check_splits(splits, source):
         )
 
 
-def _read(table, chosen, **options):
-    columns = _columns(table)
-    states, state_lengths = _matrices(columns[STATES], STATES)
-    actions, action_lengths = _matrices(columns[ACTIONS], ACTIONS)
-    rewards, reward_lengths = _vectors(columns[REWARDS], REWARDS)
-    lengths = {
-        STATES: state_lengths,
-        ACTIONS: action_lengths,
-        REWARDS: reward_lengths,
-    }
-    dones = None
-    if DONES in columns:
-        dones, lengths[DONES] = _vectors(columns[DONES], DONES)
-        dones = dones.astype(bool)
-    check_lengths(lengths)
-    starts = np.cumsum(state_lengths) - state_lengths
+def _read(table, chosen, stored, **options):
+    chunks, names = _columns(table)
+    lengths = {}
+    states, lengths[names.states] = _matrices(chunks, names.states)
+    actions, lengths[names.actions] = _matrices(chunks, names.actions)
+    rewards, lengths[names.rewards] = _vectors(chunks, names.rewards)
+    ends = []
+    for name in names.ends:
+        values, lengths[name] = _vectors(chunks, name)
+        ends.append(_flags(values, lengths[name], name))
+    dones = np.any(ends, axis=0) if ends else None
+    steps_E, rows_E = count_steps(lengths), lengths[names.states]
+    starts = np.cumsum(rows_E) - rows_E
+    if (steps_E < rows_E).any():
+        acted_N = np.ones(rows_E.sum(), bool)
+        acted_N[(starts + steps_E)[steps_E < rows_E]] = False
+        actions = [_beside_states(np.concatenate(actions), acted_N)]
+        rewards = _beside_states(rewards, acted_N)
+        dones = None if dones is None else _beside_states(dones, acted_N)
     if chosen is not None:
-        starts, state_lengths = starts[chosen], state_lengths[chosen]
-    mean, std = _statistics(table, states[0].shape[1])
+        starts, steps_E = starts[chosen], steps_E[chosen]
+    mean, std = _statistics(table, states[0].shape[1]) if stored else (None, None)
     return Trajectories.from_arrays(
         states,
         actions,
         rewards,
         starts=starts,
-        lengths=state_lengths,
+        lengths=steps_E,
         dones=dones,
         state_mean=mean,
         state_std=std,
-        names=(STATES, ACTIONS, REWARDS),
+        names=names[:3],
         **options,
     )
 
 
-def _columns(table) -> dict[str, list[pa.Array]]:
-    """The chunks of each of our columns, from either layout; empty chunks left out."""
+def _beside_states(values, acted_N):
+    """A copy with a row for each of the states: zeros after the last action."""
+    rows = np.zeros((len(acted_N), *values.shape[1:]), values.dtype)
+    rows[acted_N] = values
+    return rows
+
+
+def _columns(table) -> tuple[dict[str, list[pa.Array]], Columns]:
+    """The chunks of every column, from either layout, and what ours are called; empty
+    chunks are left out."""
     names = table.column_names
     if STRUCT in names and pa.types.is_struct(table.schema.field(STRUCT).type):
         chunks = [chunk for chunk in table.column(STRUCT).chunks if len(chunk)]
         fields = [field.name for field in table.schema.field(STRUCT).type]
         columns = {name: [c.field(name) for c in chunks] for name in fields}
-        found = f"the fields {', '.join(fields)} in column {STRUCT!r}"
+        found = f"found the fields {', '.join(fields)} in column {STRUCT!r}"
         if table.column(STRUCT).null_count:
             row = table.column(STRUCT).is_null().to_numpy().argmax()
             raise ValueError(f"trajectory {row}: column {STRUCT!r} is empty (null)")
@@ -252,26 +242,27 @@ def _columns(table) -> dict[str, list[pa.Array]]:
             name: [chunk for chunk in table.column(name).chunks if len(chunk)]
             for name in names
         }
-        found = f"the columns {', '.join(names)}"
-    for name in (STATES, ACTIONS, REWARDS):
-        if name not in columns:
-            raise ValueError(
-                f"found {found}; expected {STATES}, {ACTIONS}, {REWARDS} (and "
-                f"{DONES}), or a struct column {STRUCT!r} of them"
-            )
-    if not columns[STATES]:
+        found = f"found the columns {', '.join(names)}"
+    where = f", as columns or in a struct column {STRUCT!r}"
+    ours = name_columns(columns, found, where)
+    if not columns[ours.states]:
         raise ValueError("found no rows, expected at least one trajectory")
-    return columns
+    return columns, ours
 
 
-def _matrices(chunks, name):
-    """Chunks of trajectories x steps x numbers to a matrix each, and the lengths."""
+def _matrices(columns, name):
+    """Chunks of trajectories x steps x numbers to a matrix each, and the lengths.
+
+    Where a step is a number and no list, the matrices are one wide.
+    """
     matrices, lengths, width = [], [], 0
-    for chunk in chunks:
+    for chunk in columns[name]:
         first = sum(map(len, lengths))  # the trajectory this chunk begins with
         lengths_E, steps = _unnest(chunk, name, first, np.arange(1, len(chunk) + 1))
         ends_E = np.cumsum(lengths_E)
-        widths_N, numbers = _unnest(steps, name, first, ends_E)
+        widths_N, numbers = np.ones(len(steps), np.int64), steps
+        if _is_list(steps):
+            widths_N, numbers = _unnest(steps, name, first, ends_E)
         width = width or int(widths_N[:1].sum())
         wrong = np.flatnonzero(widths_N != width)
         if len(wrong):
@@ -288,15 +279,34 @@ def _matrices(chunks, name):
     return filled or matrices[:1], np.concatenate(lengths)
 
 
-def _vectors(chunks, name):
-    """Chunks of trajectories x numbers to one vector, and the lengths."""
-    vectors, lengths = [], []
-    for chunk in chunks:
-        first = sum(map(len, lengths))
-        lengths_E, numbers = _unnest(chunk, name, first, np.arange(1, len(chunk) + 1))
-        lengths.append(lengths_E)
-        vectors.append(_numbers(numbers, name, first, np.cumsum(lengths_E)))
-    return np.concatenate(vectors), np.concatenate(lengths)
+def _vectors(columns, name):
+    """Chunks of trajectories x numbers (or x 1) to one vector, and the lengths."""
+    matrices, lengths_E = _matrices(columns, name)
+    width = matrices[0].shape[1]
+    if len(matrices[0]) and width != 1:
+        raise ValueError(f"column {name!r} has rows of {width} numbers, expected 1")
+    return np.concatenate(matrices).reshape(-1), lengths_E
+
+
+def _flags(values, lengths_E, name):
+    bad = np.flatnonzero(~is_finite(values))
+    if len(bad):
+        row = np.searchsorted(np.cumsum(lengths_E), bad[0], "right")
+        raise ValueError(
+            f"trajectory {row}: column {name!r} holds {values[bad[0]]}, expected "
+            "true or false"
+        )
+    return values.astype(bool)
+
+
+def _is_list(array):
+    kind = array.type
+    return (
+        isinstance(array, pa.ExtensionArray)
+        or pa.types.is_list(kind)
+        or pa.types.is_large_list(kind)
+        or pa.types.is_fixed_size_list(kind)
+    )
 
 
 def _unnest(array, name, first, ends_E):
@@ -304,11 +314,7 @@ def _unnest(array, name, first, ends_E):
     if isinstance(array, pa.ExtensionArray):
         array = array.storage
     kind = array.type
-    if not (
-        pa.types.is_list(kind)
-        or pa.types.is_large_list(kind)
-        or pa.types.is_fixed_size_list(kind)
-    ):
+    if not _is_list(array):
         raise ValueError(
             f"column {name!r} holds {kind} where a list was expected "
             "(a trajectory a row; states and actions are lists of lists of numbers)"
@@ -363,14 +369,14 @@ def _statistics(table, state_dim):
     if len(table) < state_dim:
         raise ValueError(
             f"columns state_mean and state_std have {len(table)} rows, but states have "
-            f"{state_dim} numbers; remove the two columns to have them computed"
+            f"{state_dim} numbers; statistics=computed has them computed"
         )
     mean, std = (_statistic(table.column(n)[:state_dim], n) for n in STATISTICS)
     if (std <= 0).any():
         raise ValueError(
             f"column 'state_std' holds {std.min()} for feature {std.argmin()}, "
             "expected a positive number; if rows were shuffled or cut since it was "
-            "written, remove state_mean and state_std to have them computed"
+            "written, statistics=computed has both computed"
         )
     return mean, std
 
@@ -389,60 +395,3 @@ def _statistic(column, name):
             "finite float32"
         )
     return values_S
-
-
-def _stream(path, episodes):
-    """Write the struct column batch by batch; return the states' mean and std."""
-    writer, batch, batch_bytes = None, [], 0
-    count, total, squares, shift = 0, 0.0, 0.0, None
-
-    def flush():
-        nonlocal writer
-        columns = {key: [e[key] for e in batch] for key in batch[0]}
-        struct = pa.StructArray.from_arrays(
-            [_lists(column) for column in columns.values()], names=list(columns)
-        )
-        rows = pa.record_batch([struct], names=[STRUCT])
-        writer = writer or pa.ipc.new_stream(str(path), rows.schema)
-        writer.write_batch(rows)
-        batch.clear()
-
-    for episode in episodes:
-        batch.append(
-            {
-                STATES: np.asarray(episode[STATES], np.float32),
-                ACTIONS: np.asarray(episode[ACTIONS], np.float32),
-                REWARDS: np.asarray(episode[REWARDS], np.float32),
-                DONES: np.asarray(episode[DONES], bool),
-            }
-        )
-        states_TxS = batch[-1][STATES].astype(np.float64)
-        shift = states_TxS[0].copy() if shift is None else shift
-        states_TxS -= shift  # sums of squares about a typical state keep their digits
-        count += len(states_TxS)
-        total = total + states_TxS.sum(axis=0)
-        squares = squares + np.square(states_TxS).sum(axis=0)
-        batch_bytes += sum(array.nbytes for array in batch[-1].values())
-        if batch_bytes > WRITE_BYTES:
-            flush()
-            batch_bytes = 0
-    if batch:
-        flush()
-    if writer is None:
-        raise ValueError("found no episodes to write, expected at least one")
-    writer.close()
-    mean = total / count
-    std = np.sqrt(squares / count - np.square(mean)) + STD_EPSILON
-    return (mean + shift).astype(np.float32), std.astype(np.float32)
-
-
-def _lists(arrays):
-    """Arrays of T or TxW to an Arrow list (of lists) array, without Python numbers."""
-    offsets = np.cumsum([0] + [len(array) for array in arrays], dtype=np.int32)
-    values = np.concatenate(arrays)
-    inner = pa.array(values.reshape(-1))
-    if values.ndim == 2:
-        width = values.shape[1]
-        steps = np.arange(0, values.size + 1, width, dtype=np.int32)
-        inner = pa.ListArray.from_arrays(steps, inner)
-    return pa.ListArray.from_arrays(offsets, inner)

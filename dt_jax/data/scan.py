@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One pass over all stored steps: ranges, digests, means; what is not finite is found.
+"""One pass over all stored steps: ranges, digests; what is not finite is found.
 
 Many threads, a block each. Rows and where each trajectory lies come in, small arrays go
 out; what trajectories are is `trajectories.py`'s to say.
 """
 
 import os
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from typing import NamedTuple
@@ -15,7 +16,6 @@ import xxhash
 
 from dt_jax.data.rows import Rows
 
-STD_EPSILON = 1e-6  # Hugging Face's collator adds it to the population std
 BLOCK_BYTES = 8 << 20  # what one thread scans at a time: small enough for the cache
 
 
@@ -28,8 +28,18 @@ class Scan(NamedTuple):
     digests: np.ndarray
 
 
-def scan(rows: Rows, starts_E: np.ndarray, lengths_E: np.ndarray) -> Scan:
-    """Read everything once."""
+def scan(
+    rows: Rows,
+    starts_E: np.ndarray,
+    lengths_E: np.ndarray,
+    visit: Callable[[np.ndarray, int], None] | None = None,
+) -> Scan:
+    """Read everything once.
+
+    Args:
+      visit: is called with each block of whole trajectories, when it is in the cache,
+        and the row that it begins with; by many threads.
+    """
     digests_E = np.empty(len(starts_E), np.uint64)
 
     def scan_run(run):
@@ -40,11 +50,13 @@ def scan(rows: Rows, starts_E: np.ndarray, lengths_E: np.ndarray) -> Scan:
             digests_E[trajectory] = xxhash.xxh3_64_intdigest(
                 block_NxW[offset : offset + lengths_E[trajectory]]
             )
+        if visit is not None:
+            visit(block_NxW, start)
         return block_NxW.min(axis=0), block_NxW.max(axis=0)
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         minima, maxima = zip(
-            *pool.map(scan_run, _runs(rows, starts_E, lengths_E)), strict=True
+            *pool.map(scan_run, blocks(rows, starts_E, lengths_E)), strict=True
         )
     return Scan(
         np.min(minima, axis=0).astype(np.float64),
@@ -59,8 +71,11 @@ def is_finite(values: np.ndarray) -> np.ndarray:
         return np.isfinite(np.asarray(values, np.float32))
 
 
-def _runs(rows, starts_E, lengths_E):
-    """Trajectories that lie one behind the other, in blocks for one thread each."""
+def blocks(
+    rows: Rows, starts_E: np.ndarray, lengths_E: np.ndarray
+) -> Iterator[tuple[np.ndarray, int, int]]:
+    """Trajectories that lie one behind the other, in blocks for one thread each: their
+    numbers, the first row and the one after the last."""
     order = np.argsort(starts_E, kind="stable")
     start, stop = starts_E[order], (starts_E + lengths_E)[order]
     row_bytes = rows.nbytes // rows.shape[0]
@@ -74,45 +89,20 @@ def _runs(rows, starts_E, lengths_E):
         yield order[first:last], int(start[first]), int(stop[last - 1])
 
 
-def first_fault(
-    rows: Rows, starts_E: np.ndarray, lengths_E: np.ndarray, name: str
-) -> str:
-    """Which value of column `name` is the first that is not finite, in one line."""
-    for trajectory, (start, length) in enumerate(zip(starts_E, lengths_E, strict=True)):
-        values_TxW = rows.slice(start, start + length)
-        bad = np.argwhere(~is_finite(values_TxW))
-        if len(bad):
-            step, feature = bad[0]
-            return (
-                f"trajectory {trajectory}: column {name!r} holds "
-                f"{values_TxW[step, feature]} at step {step}, feature {feature}; "
-                "expected a finite float32"
-            )
-    raise AssertionError("a range was not finite, but every value is")
+def check_finite(values: np.ndarray, trajectory: int, name: str) -> None:
+    """Raise ValueError, naming the first, where a value of this column is not finite.
 
-
-def mean_and_std(
-    rows: Rows, starts_E: np.ndarray, lengths_E: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """W float64 each: population mean, std + 1e-6, in one pass (Chan et al., 1979)."""
-
-    def moments(run):
-        _, start, stop = run
-        block_NxW = rows.slice(start, stop).astype(np.float64)
-        mean = block_NxW.mean(axis=0)
-        return len(block_NxW), mean, np.square(block_NxW - mean[None]).sum(axis=0)
-
-    count, mean, square = 0, 0.0, 0.0
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for n, block_mean, block_square in pool.map(
-            moments, _runs(rows, starts_E, lengths_E)
-        ):
-            delta = block_mean - mean
-            total = count + n
-            mean = mean + delta * (n / total)
-            square = square + block_square + np.square(delta) * (count * n / total)
-            count = total
-    return mean, np.sqrt(square / count) + STD_EPSILON
+    Args:
+      values: T or TxW, of one trajectory.
+    """
+    bad = np.argwhere(~is_finite(values))
+    if len(bad):
+        step, *feature = bad[0]
+        place = f"step {step}" + "".join(f", feature {index}" for index in feature)
+        raise ValueError(
+            f"trajectory {trajectory}: column {name!r} holds {values[tuple(bad[0])]} "
+            f"at {place}; expected a finite float32"
+        )
 
 
 def combine(

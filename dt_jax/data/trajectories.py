@@ -8,22 +8,25 @@ and the statistics of the states. Nothing here copies the states or knows a file
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 import xxhash
 
+from dt_jax.data.episodes import Episode, read_episodes, refuse_empty
 from dt_jax.data.rows import Rows
-from dt_jax.data.scan import combine, first_fault, is_finite, mean_and_std, scan
+from dt_jax.data.scan import check_finite, combine, is_finite, scan
+from dt_jax.data.statistics import Comparison, Misfit, mean_and_std
 
 
 class Facts(NamedTuple):
     """What a pass over all steps has found, their values being finite float32.
 
     state_min, state_max: S; action_min, action_max: A float64, over all steps. digests:
-    E uint64, equal for trajectories of equal content.
+    E uint64, equal for trajectories of equal content. misfit: where the dataset's own
+    statistics are not those of its states.
     """
 
     state_min: np.ndarray
@@ -31,6 +34,7 @@ class Facts(NamedTuple):
     action_min: np.ndarray
     action_max: np.ndarray
     digests: np.ndarray
+    misfit: Misfit | None
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -49,6 +53,8 @@ class Trajectories:
       state_mean, state_std: S float32, the dataset's own or computed.
       facts: () -> Facts; waits for the check of the values, and raises a ValueError
         where one is at fault.
+      about: where they come from, where the dataset says it: the `environment`, and
+        the space of its `observations` before they were flattened.
     """
 
     states: Rows
@@ -61,6 +67,7 @@ class Trajectories:
     state_mean: np.ndarray
     state_std: np.ndarray
     facts: Callable[[], Facts]
+    about: Mapping[str, str] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -173,49 +180,37 @@ class Trajectories:
     def from_episodes(
         cls, episodes: Iterable[Mapping], *, split_on_dones=False, discount=1.0
     ) -> "Trajectories":
-        """Copy a list of episodes into one store.
+        """Copy episodes into one store.
 
         Args:
-          episodes: mappings with `states` (or `observations`): TxS, `actions`: TxA,
-            `rewards`: T, and optionally `dones`: T.
+          episodes: mappings with `observations` (or `states`): TxS, or (T+1)xS, of
+            which the last is dropped; `actions`: TxA; `rewards`: T or Tx1; optionally
+            `dones` (or `terminals`, `terminations`), and beside them `truncations` (or
+            `timeouts`): T or Tx1, done where any is set. Where S or A is 1, T alone
+            will do. Unless all episodes have dones, there are none.
           split_on_dones, discount: see `from_arrays`.
 
         Raises:
-          ValueError: a key is missing, a shape disagrees, or a value is not finite.
+          ValueError: a key is missing, a shape disagrees, or a value is not a finite
+            float32; the message names the episode by its number.
         """
-        episodes = [
-            {
-                "states" if key == "observations" else key: value
-                for key, value in e.items()
-            }
-            for e in episodes
-        ]
+        episodes = list(read_episodes(episodes))
         if not episodes:
             raise ValueError("found no episodes, expected at least one")
-        names = ("states", "actions", "rewards")
-        if all("dones" in episode for episode in episodes):
-            names = (*names, "dones")
-        columns = {
-            name: [_column(e, name, number) for number, e in enumerate(episodes)]
-            for name in names
-        }
-        lengths = {
-            name: np.array([len(value) for value in column])
-            for name, column in columns.items()
-        }
-        check_lengths(lengths)
-        for name in ("states", "actions"):
-            check_widths(name, np.array([v.shape[1] for v in columns[name]]))
+        columns = dict(zip(Episode._fields, zip(*episodes, strict=True), strict=True))
+        if any(done is None for done in columns["dones"]):
+            del columns["dones"]
         flat = {
             name: np.ascontiguousarray(np.concatenate(column))
             for name, column in columns.items()
         }
+        lengths = np.array([len(episode.rewards) for episode in episodes])
         return cls.from_arrays(
             [flat["states"]],
             [flat["actions"]],
             flat["rewards"],
-            starts=np.cumsum(lengths["states"]) - lengths["states"],
-            lengths=lengths["states"],
+            starts=np.cumsum(lengths) - lengths,
+            lengths=lengths,
             dones=flat.get("dones"),
             split_on_dones=split_on_dones,
             discount=discount,
@@ -256,11 +251,7 @@ class Trajectories:
         """
         if not len(lengths):
             raise ValueError("found no trajectories, expected at least one")
-        if lengths.min() < 1:
-            raise ValueError(
-                f"trajectory {int(np.argmin(lengths))}: column {names[0]!r} has no "
-                "steps; every trajectory needs at least one"
-            )
+        refuse_empty(lengths, names[0])
         if not 0.0 <= discount <= 1.0:
             raise ValueError(f"discount={discount}: expected 0 to 1")
         starts, lengths = starts.astype(np.int64), lengths.astype(np.int64)
@@ -268,8 +259,8 @@ class Trajectories:
         if split_on_dones:
             if dones is None:
                 raise ValueError(
-                    "split_on_dones=True needs a column 'dones', "
-                    "which the dataset does not have"
+                    "split_on_dones=True needs a column 'dones' (or 'terminals', "
+                    "'terminations', ...), which the dataset does not have"
                 )
             starts, lengths = _split(starts, lengths, dones)
         states, actions = Rows(states), Rows(actions)
@@ -278,7 +269,13 @@ class Trajectories:
                 raise ValueError(
                     f"column {name!r} has rows of 0 numbers, expected at least one"
                 )
-        check = partial(_check, states, actions, rewards, whole, starts, lengths, names)
+        compared = None
+        if state_mean is not None:
+            given = (np.asarray(state_mean), np.asarray(state_std))
+            compared = Comparison(states, starts, lengths, *given)
+        check = partial(
+            _check, states, actions, rewards, whole, starts, lengths, names, compared
+        )
         if wait or state_mean is None:
             check = partial(lambda facts: facts, check())
         else:
@@ -301,81 +298,31 @@ class Trajectories:
         )
 
 
-def _check(states, actions, rewards, whole, starts, lengths, names) -> Facts:
+def _check(states, actions, rewards, whole, starts, lengths, names, compared) -> Facts:
     """`whole`: starts and lengths as they came, before any split, for errors."""
-    scans = [scan(rows, starts, lengths) for rows in (states, actions)]
+    visit = None if compared is None else compared.visit
+    scans = [
+        scan(states, starts, lengths, visit),
+        scan(actions, starts, lengths),
+    ]
     for rows, found, name in zip((states, actions), scans, names[:2], strict=True):
         # NaN survives a minimum, infinities do too: two reductions prove all.
         if not (is_finite(found.minimum) & is_finite(found.maximum)).all():
-            raise ValueError(first_fault(rows, *whole, name))
+            for number, (start, length) in enumerate(zip(*whole, strict=True)):
+                check_finite(rows.slice(start, start + length), number, name)
     bad = np.flatnonzero(~is_finite(rewards))
-    bad = bad[_owner(bad, *whole) >= 0]
-    if len(bad):
-        trajectory = _owner(bad[:1], *whole)[0]
-        raise ValueError(
-            f"trajectory {trajectory}: column {names[2]!r} holds {rewards[bad[0]]} "
-            f"at step {bad[0] - whole[0][trajectory]}; expected a finite float32"
-        )
+    owner = _owner(bad, *whole)
+    if (owner >= 0).any():
+        number = owner[owner >= 0][0]
+        start, length = (column[number] for column in whole)
+        check_finite(rewards[start : start + length], number, names[2])
     rewards_N = np.asarray(rewards, np.float32)
-    digests = [found.digests for found in scans]
+    ranges = [bound for found in scans for bound in (found.minimum, found.maximum)]
     return Facts(
-        scans[0].minimum,
-        scans[0].maximum,
-        scans[1].minimum,
-        scans[1].maximum,
-        combine(*digests, rewards_N, starts, lengths),
+        *ranges,
+        digests=combine(scans[0].digests, scans[1].digests, rewards_N, starts, lengths),
+        misfit=None if compared is None else compared.misfit(*ranges[:2]),
     )
-
-
-def check_lengths(lengths: Mapping[str, np.ndarray]) -> None:
-    """Raise ValueError where the columns of a trajectory are not equally long."""
-    first, *others = lengths
-    for name in others:
-        bad = np.flatnonzero(lengths[name] != lengths[first])
-        if len(bad):
-            raise ValueError(
-                f"trajectory {bad[0]}: column {name!r} has {lengths[name][bad[0]]} "
-                f"steps, but column {first!r} has {lengths[first][bad[0]]}; "
-                "the columns of a trajectory must be equally long"
-            )
-
-
-def check_widths(name: str, widths_E: np.ndarray) -> None:
-    """Raise ValueError where a trajectory's rows are not as wide as the first's."""
-    bad = np.flatnonzero(widths_E != widths_E[0])
-    if len(bad):
-        raise ValueError(
-            f"trajectory {bad[0]}: column {name!r} has rows of {widths_E[bad[0]]} "
-            f"numbers, but those of trajectory 0 have {widths_E[0]}; all rows must be "
-            "equally wide"
-        )
-
-
-def _column(episode: Mapping, name: str, number: int) -> np.ndarray:
-    if name not in episode:
-        raise ValueError(
-            f"trajectory {number}: found {', '.join(sorted(episode))}, "
-            f"expected also {name!r}"
-        )
-    try:
-        value = np.asarray(episode[name])
-    except ValueError:
-        raise ValueError(
-            f"trajectory {number}: column {name!r} has rows of unequal widths"
-        ) from None
-    if value.dtype.kind not in "fiub":
-        raise ValueError(
-            f"trajectory {number}: column {name!r} holds {value.dtype}, "
-            "expected numbers"
-        )
-    if name in ("rewards", "dones"):
-        value = value.reshape(-1)
-    elif value.ndim != 2:
-        raise ValueError(
-            f"trajectory {number}: column {name!r} has shape {value.shape}, "
-            "expected (steps, width)"
-        )
-    return value
 
 
 def _split(starts_E, lengths_E, dones_N):

@@ -4,6 +4,8 @@
 In goes a sampler, out come a dict for JSON and one screen of text.
 """
 
+import textwrap
+
 import numpy as np
 
 from dt_jax.data.segments import SegmentSampler
@@ -54,7 +56,9 @@ def data_report(
         "repeated_trajectories": trajectories.num_trajectories
         - len(np.unique(facts.digests)),
         "trajectories_with_inner_dones": _inner_dones(trajectories),
+        "misfit": facts.misfit and facts.misfit._asdict(),
         "clipped_timesteps": int(np.maximum(0, lengths_E - sampler.max_ep_len).sum()),
+        "about": dict(whole.about),
         "placement": placement,
         "memory_plan": plan,
     }
@@ -62,11 +66,19 @@ def data_report(
     return report
 
 
-def describe_data(report: dict) -> str:
-    """The data report as text, one screen."""
+def describe_data(report: dict, *, with_memory: bool = True) -> str:
+    """The data report as text, one screen, at most 80 columns wide.
+
+    `with_memory`: with what each placement of the store takes.
+    """
+
+    def number(value):
+        text = f"{value:.5g}"
+        return text if len(text) < 11 else f"{value:.4g}"
 
     def row(name, quantiles):
-        return f"  {name:22s}" + "".join(f"{quantiles[q]:>12.5g}" for q in quantiles)
+        numbers = map(number, quantiles.values())
+        return f"  {name:22s}" + "".join(f"{text:>11s}" for text in numbers)
 
     low, high = report["action_range"]
     constant = report["constant_features"]
@@ -77,7 +89,7 @@ def describe_data(report: dict) -> str:
         f"state_dim {report['state_dim']}, act_dim {report['act_dim']}, "
         f"{_bytes(report['bytes'])}",
         *([f"  held out besides: {held_out:,} trajectories"] if held_out else []),
-        "  " + " " * 22 + "".join(f"{q:>12s}" for q in report["lengths"]),
+        "  " + " " * 22 + "".join(f"{q:>11s}" for q in report["lengths"]),
         row("length", report["lengths"]),
         row("return / scale", report["returns"]),
         row("return-to-go / scale", report["returns_to_go"]),
@@ -90,10 +102,18 @@ def describe_data(report: dict) -> str:
             f"  memory, placement '{name}': {_bytes(plan['device_bytes'])} on each "
             f"device, {_bytes(plan['host_bytes'])} on the host"
             for name, plan in report["memory_plan"].items()
+            if with_memory
         ),
         f"  placement: {report['placement']}",
+        *(f"  warning: {text}" for text in report["warnings"]),
     ]
-    return "\n".join(lines + [f"  warning: {text}" for text in report["warnings"]])
+    wrapper = textwrap.TextWrapper(
+        width=80,
+        subsequent_indent="    ",
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+    return "\n".join(map(wrapper.fill, lines))
 
 
 def _returns_to_go(sampler):
@@ -134,6 +154,13 @@ def _warnings(report, sampler, action_tanh):
         warnings.append(
             f"{len(report['constant_features'])} features never change: their std "
             "is near 0, and one that moves later is multiplied by up to a million"
+        )
+    if misfit := report["misfit"]:
+        warnings.append(
+            f"state_mean and state_std do not fit {misfit['features']} features; "
+            "worst is {worst}: stored {stored_mean:.4g} and {stored_std:.4g}, found "
+            "{found_mean:.4g} and {found_std:.4g}; "
+            "data.statistics=computed has them computed".format(**misfit)
         )
     if report["repeated_trajectories"]:
         warnings.append(

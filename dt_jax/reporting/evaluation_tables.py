@@ -11,11 +11,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dt_jax.trading.backtest import Curves, figures
+from dt_jax.trading.backtest import BUSINESS_DAYS, Curves, figures
 
 RANDOM = "random actions"  # the actor whose mean return is normalised to 0
 WEAK_RANK = 0.5  # targets that steer less than this hardly steer
 WIDTH = 88
+YEARS = {365: "365 days", 252: "252 business days", 52: "52 weeks", 12: "12 months"}
 
 
 class ActorResult(NamedTuple):
@@ -26,6 +27,7 @@ class ActorResult(NamedTuple):
       returns, lengths: E float64, raw; E int64.
       info: by name DxE, a row for the reset and each step; what has `assets` and
         `traded` (`backtest.Curves`) and `date` is judged as an account too.
+      truncated: episodes that were cut by a time limit.
     """
 
     name: str
@@ -33,6 +35,7 @@ class ActorResult(NamedTuple):
     returns: np.ndarray
     lengths: np.ndarray
     info: dict[str, np.ndarray]
+    truncated: int = 0
 
     @property
     def curves(self) -> Curves | None:
@@ -59,6 +62,7 @@ def evaluation_report(
     longest: int,
     score_range: tuple[float, float] | None = None,
     backtest_references: dict[str, Curves] | None = None,
+    periods_a_year: float = BUSINESS_DAYS,
 ) -> dict:
     """All figures, plain for JSON (what is not defined is None), and warnings.
 
@@ -69,7 +73,8 @@ def evaluation_report(
         std. longest: its longest trajectory.
       score_range: returns normalised to 0 and to 100; None: the mean of the actor named
         `RANDOM` and the data's 90 % quantile.
-      backtest_references: what `backtest.references` gives.
+      backtest_references: what `backtest.references` gives. periods_a_year: rows of the
+        accounts, as `backtest.periods_a_year` counts them in the market's dates.
     """
     if score_range is None:
         low = next(actor.returns.mean() for actor in actors if actor.name == RANDOM)
@@ -84,10 +89,11 @@ def evaluation_report(
             "target": actor.target,
             "returns": actor.returns.tolist(),
             "lengths": actor.lengths.tolist(),
+            "truncated": actor.truncated,
             "mean": mean,
             "std": float(actor.returns.std()),
             "normalized": None if high == low else 100.0 * (mean - low) / (high - low),
-            "backtest": _backtest(actor.curves),
+            "backtest": _backtest(actor.curves, periods_a_year),
         }
 
     targeted = [actor for actor in actors if actor.target is not None]
@@ -104,15 +110,22 @@ def evaluation_report(
             [actor.returns.mean() for actor in targeted],
         ),
         "backtest_references": backtest_references
-        and {name: _backtest(curves) for name, curves in backtest_references.items()},
+        and {
+            name: _backtest(curves, periods_a_year)
+            for name, curves in backtest_references.items()
+        },
+        "periods_a_year": None
+        if all(actor.curves is None for actor in actors)
+        else periods_a_year,
     }
     return report | {"warnings": _warnings(report)}
 
 
-def _backtest(curves):
+def _backtest(curves, periods):
     if curves is None:
         return None
-    return {k: v if math.isfinite(v) else None for k, v in figures(curves).items()}
+    found = figures(curves, periods)
+    return {k: v if math.isfinite(v) else None for k, v in found.items()}
 
 
 def _rank_correlation(targets, achieved):
@@ -193,6 +206,9 @@ def _return_table(report):
         if report["reference"]["given"]
         else f"normalised: 0 is {RANDOM} ({low}), 100 the data's 90 % quantile ({high})"
     ]
+    if cut := sum(actor.get("truncated", 0) for actor in report["actors"]):
+        count = report["episodes"] * len(report["actors"])
+        notes.append(f"cut by a time limit: {cut:,} of {count:,} episodes")
     if report["spearman"] is not None:
         notes.append(f"rank correlation with the targets: {report['spearman']:.2f}")
     return Table(
@@ -213,15 +229,14 @@ def _account_table(report):
     }
     accounts = {actor["name"]: actor["backtest"] for actor in report["actors"]}
     accounts |= report["backtest_references"] or {}
+    periods = report.get("periods_a_year") or BUSINESS_DAYS  # version 0.2 has none
+    year = YEARS.get(periods, f"{periods:,.10g} rows")
     return Table(
         ("", *columns),
         [
             (
                 name,
-                *(
-                    "-" if found[key] is None else format(found[key], form)
-                    for key, form in columns.values()
-                ),
+                *(_cell(found[key], form) for key, form in columns.values()),
             )
             for name, found in accounts.items()
             if found is not None
@@ -229,8 +244,15 @@ def _account_table(report):
         [
             "means over the episodes; drawdown: the largest loss since a peak",
             "turnover: how often a year the account is traded over, one way",
+            f"annual figures: a year has {year}",
         ],
     )
+
+
+def _cell(value, form):
+    if value is None:
+        return "-"
+    return format(value, form if abs(value) < 1e6 else "+.1e")
 
 
 def _aligned(rows):

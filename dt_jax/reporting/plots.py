@@ -137,7 +137,7 @@ def _draw_curves(path, actors, references, ylabel, of_assets):
     figure, axes = _axes("" if dated else "day of the episode", ylabel)
     days_D = np.arange(len(dates_DxE))
     if dated:
-        days_D = dates_DxE[:, 0].astype("datetime64[D]")
+        days_D = dates_DxE[:, 0].astype("datetime64[s]")  # with the time, if any
         locator = AutoDateLocator()
         axes.xaxis.set_major_locator(locator)
         axes.xaxis.set_major_formatter(ConciseDateFormatter(locator))

@@ -2,14 +2,25 @@
 """What the prompt shows when a run is finished."""
 
 import os
+import sys
+from pathlib import Path
 
 
 def describe_run(
-    workdir: str | os.PathLike, summary: dict, last_loss: float, held_out: dict | None
+    workdir: str | os.PathLike,
+    summary: dict,
+    last_loss: float,
+    held_out: dict | None,
+    *,
+    data_path: str,
+    target: float | None,
 ) -> str:
     """A finished run as text: its figures, where everything lies, what to do next.
 
-    `held_out` is what `HeldOut.evaluate` says, None when no data is held out.
+    Args:
+      held_out: what `HeldOut.evaluate` says, None when no data is held out.
+      data_path: of the user's data, '' for the simulated market.
+      target: the largest return that the evaluation aimed at; None: there was none.
     """
     errors, pictures = "", {}
     if held_out:
@@ -33,18 +44,40 @@ def describe_run(
         "config.json": "the whole config",
     }
     width = max(map(len, files))
-    listing = "\n".join(
-        f"  {os.path.join(workdir, name.ljust(width))}  {text}"
-        for name, text in files.items()
-    )
-    return f"""
+    listing = "\n".join(f"  {name:{width}}  {text}" for name, text in files.items())
+    return f"""\
 Done: {summary["global_step"]:,} updates in {summary["train_runtime"]:.0f} s, \
 {summary["train_steps_per_second"]:.2f} a second, \
 {summary["train_samples_per_second"]:.0f} segments a second
 Loss: {last_loss:.4g} at the end, {summary["train_loss"]:.4g} on average{errors}
 
+In {workdir}:
 {listing}
 
 Next:
-  pip install tensorboard && tensorboard --logdir {os.path.join(workdir, "tensorboard")}
-  python main.py --config configs/base.py --config.data.path=YOUR_DATASET"""
+{_next(workdir, data_path, target)}"""
+
+
+def _next(workdir, data_path, target):
+    program = "dt-jax" if Path(sys.argv[0]).name == "dt-jax" else "python main.py"
+    steps = {
+        f"--mode=export --workdir {workdir}": "for Hugging Face's transformers",
+    }
+    if target is None:
+        evaluate = f"--mode=evaluate --workdir {workdir} \\\n    "
+        environment = "--config.eval.environment=YOUR_ENVIRONMENT"
+        steps = {evaluate + environment: "let it act"} | steps
+    if not data_path:
+        steps = {"--config.data.path=YOUR_DATASET": "train on your data"} | steps
+    lines = []
+    for arguments, what in steps.items():
+        lines += [f"  # {what}", f"  {program} {arguments}"]
+    return "\n".join(
+        [
+            *lines,
+            "  # act in Python",
+            f"  policy = dt_jax.Policy.load({str(workdir)!r})",
+            f"  policy.reset({'YOUR_TARGET' if target is None else f'{target:.6g}'})",
+            "  action = policy.act(state)",
+        ]
+    )

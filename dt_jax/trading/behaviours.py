@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Scripted traders of known skill: episodes of NumPy arrays for `Trajectories`."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from dt_jax.trading.environment import FINRL, Rules, observe, open_accounts, trade_day
-from dt_jax.trading.market import CCI, Market
+from dt_jax.trading.environment import observe, open_accounts, trade_day
+from dt_jax.trading.market import Market
+from dt_jax.trading.rules import FINRL, Rules, rules_for
 
 EPISODES_AT_ONCE = 256  # bounds the memory of a generator, not what it yields
 
@@ -18,8 +19,15 @@ def scripted_actions(
 
     What to do is to buy what is cheap against its last 30 days (`cci_30` below 0) and
     to sell what is dear. Skill 1 does so, 0 acts at random, -1 does the opposite.
+
+    Raises:
+      ValueError: the market is without this indicator.
     """
-    advice_ExM = np.clip(market.indicators[day_E, CCI] / -100.0, -1.0, 1.0)
+    if "cci_30" not in market.indicator_names:
+        found = ", ".join(market.indicator_names) or "none"
+        raise ValueError(f"indicators: found {found}, expected cci_30 among them")
+    cci = market.indicator_names.index("cci_30")
+    advice_ExM = np.clip(market.indicators[day_E, cci] / -100.0, -1.0, 1.0)
     actions_ExM = skill_E[:, None] * advice_ExM + noise_ExM
     return np.clip(actions_ExM, -1.0, 1.0).astype(np.float32)
 
@@ -30,7 +38,7 @@ def behaviour_episodes(
     episode_length: int | tuple[int, int],
     seed: int,
     *,
-    rules: Rules = FINRL,
+    rules: Rules | Mapping = FINRL,
     skills: np.ndarray | float | None = None,
     noise: float = 0.3,
 ) -> Iterator[dict[str, np.ndarray]]:
@@ -50,6 +58,7 @@ def behaviour_episodes(
             f"episode_length={episode_length}: expected at least 1 step and fewer than "
             f"the market's {len(market.dates)} days"
         )
+    rules = rules_for(market.tickers, rules)
     # A market simulated from the same seed must not share these draws.
     rng = np.random.default_rng([seed, 1])
     if skills is None:

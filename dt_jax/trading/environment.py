@@ -4,34 +4,20 @@
 The rules stand once, in `trade_day`, for E environments at a time; M is stocks.
 """
 
+import datetime
+import inspect
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import gymnasium
 import numpy as np
 
-from dt_jax.trading.market import INDICATORS, MACD, Market, load_market
+from dt_jax.trading.market import Market, load_market
+from dt_jax.trading.rules import FINRL, Rules, rules_for, unknown
 
 if TYPE_CHECKING:
     import pandas
-
-
-class Rules(NamedTuple):
-    """What FinRL fixes, with its values.
-
-    Attributes:
-      initial_cash: in the currency of the prices; no shares are held at the start.
-      cost: the fee of a sale or a purchase, as a fraction of its worth.
-      hmax: how many shares an action of 1 asks for.
-      reward_scaling: reward for one unit of money gained.
-      risk_limit: all shares are sold at this level of risk and above; None: never.
-    """
-
-    initial_cash: float = 1e6
-    cost: float = 1e-3
-    hmax: int = 100
-    reward_scaling: float = 1e-4
-    risk_limit: float | None = None
 
 
 class Accounts(NamedTuple):
@@ -48,11 +34,12 @@ class Accounts(NamedTuple):
     shares: np.ndarray
 
 
-FINRL = Rules()
-
-
 def open_accounts(market: Market, rules: Rules, days_E: np.ndarray) -> Accounts:
-    """E environments at the start of an episode, each on its own day, all in cash."""
+    """E environments at the start of an episode, each on its own day.
+
+    Here and in `trade_day` what the rules have by ticker is a number or M of them, in
+    the order of the market's tickers, as `rules_for` gives them.
+    """
     if rules.risk_limit is not None and market.risk is None:
         raise ValueError(
             f"risk_limit={rules.risk_limit} needs a market with a level of risk, found "
@@ -60,14 +47,17 @@ def open_accounts(market: Market, rules: Rules, days_E: np.ndarray) -> Accounts:
         )
     days_E = np.array(days_E, np.int64)
     cash_E = np.full(len(days_E), rules.initial_cash, np.float64)
-    shares_ExM = np.zeros((len(days_E), len(market.tickers)))
+    shares_ExM = np.zeros((len(days_E), len(market.tickers))) + rules.initial_shares
     return Accounts(days_E, days_E, cash_E, shares_ExM)
 
 
 def observe(market: Market, accounts: Accounts) -> np.ndarray:
-    """ExS float64, S = 1 + 10M, raw: cash, closes, shares, then each indicator."""
+    """ExS float64, S = 1 + (2 + I)M, raw: cash, closes, shares, each indicator."""
     close_ExM = market.close[accounts.day]
-    indicators_ExIM = market.indicators[accounts.day].reshape(len(close_ExM), -1)
+    num_indicators, num_stocks = market.indicators.shape[1:]
+    indicators_ExIM = market.indicators[accounts.day].reshape(
+        len(close_ExM), num_indicators * num_stocks
+    )
     return np.concatenate(
         [accounts.cash[:, None], close_ExM, accounts.shares, indicators_ExIM], axis=1
     )
@@ -96,8 +86,10 @@ def trade_day(
     close_ExM = market.close[day_E]
     wants_ExM = np.trunc(actions_ExM * actions_ExM.dtype.type(rules.hmax))
     wants_ExM = wants_ExM.astype(np.float64)
-    # FinRL keeps a flag "do not trade" where the macd stands in its state.
-    wants_ExM[market.indicators[day_E, MACD] == 1.0] = 0.0
+    if "macd" in market.indicator_names:
+        # FinRL keeps a flag "do not trade" where the macd stands in its state.
+        macd = market.indicator_names.index("macd")
+        wants_ExM[market.indicators[day_E, macd] == 1.0] = 0.0
     if rules.risk_limit is not None:
         # FinRL reads the level as a day begins, so there is none on the first one.
         alarm_E = day_E > accounts.first_day
@@ -105,7 +97,8 @@ def trade_day(
         wants_ExM[alarm_E] = -np.inf
 
     sold_ExM = np.clip(-wants_ExM, 0.0, accounts.shares)
-    cash_E = accounts.cash + np.vecdot(close_ExM, sold_ExM) * (1.0 - rules.cost)
+    paid_ExM = close_ExM * (1.0 - rules.cost_of_sale)
+    cash_E = accounts.cash + np.vecdot(paid_ExM, sold_ExM)
     bought_ExM, cash_E = _buy(wants_ExM, close_ExM * (1.0 + rules.cost), cash_E)
     shares_ExM = accounts.shares - sold_ExM + bought_ExM
     after = Accounts(day_E + 1, accounts.first_day, cash_E, shares_ExM)
@@ -136,41 +129,87 @@ class TradingEnv(gymnasium.Env):
 
     Args:
       market: a `Market`, or a table for `load_market`.
-      start: the row every episode starts on, or None for a random one at each reset.
+      start: the first day of every episode, by its date or as a row of the market; None
+        for a random one at each reset. A date cuts off what is before it.
+      end: the date of the first day after the last one.
       episode_length: steps of an episode, by default up to the last day of the market.
+      drop, risk, indicators: of `load_market`, for a table.
+      rules: `Rules`, or a mapping of its fields; the others are FinRL's.
       repeat_last_reward: FinRL's end of an episode, which takes one more step (and any
         after it): nothing is traded, the last reward comes again, and only then
         `terminated` is true. Otherwise the step onto the last day terminates.
+      fields: fields of `Rules`, which replace those of `rules`.
+
+    Raises:
+      ValueError, FileNotFoundError: in one line, which argument or cell is at fault.
     """
 
     def __init__(
         self,
         market: "Market | str | Path | pandas.DataFrame",
         *,
-        rules: Rules = FINRL,
-        start: int | None = 0,
+        start: int | str | datetime.date | None = 0,
+        end: str | datetime.date | None = None,
         episode_length: int | None = None,
+        drop: Collection[str] | None = None,
+        risk: str | None = None,
+        indicators: Collection[str] | None = None,
+        rules: Rules | Mapping = FINRL,
         repeat_last_reward: bool = False,
+        **fields: object,
     ):
-        self.market = market if isinstance(market, Market) else load_market(market)
-        num_days, num_stocks = self.market.close.shape
+        for name in fields:
+            if name not in Rules._fields:
+                ours = [*inspect.signature(TradingEnv).parameters][:-1]
+                raise ValueError(f"{name!r}: {unknown(name, [*ours, *Rules._fields])}")
+        day = None if start is None or _is_whole(start) else start
+        if not isinstance(day, str | datetime.date | np.datetime64 | None):
+            raise ValueError(
+                f"start={start!r}: expected a day such as '2020-07-01', a row or None"
+            )
+        if not (episode_length is None or _is_whole(episode_length)):
+            raise ValueError(
+                f"episode_length={episode_length!r}: expected a whole number or None"
+            )
+        if not isinstance(repeat_last_reward, bool):
+            raise ValueError(
+                f"repeat_last_reward={repeat_last_reward!r}: expected True or False"
+            )
+        given = {"drop": drop, "risk": risk, "indicators": indicators}
+        given = {name: value for name, value in given.items() if value is not None}
+        if not isinstance(market, Market):
+            cut = {"start": day, "end": end}
+            given |= {name: value for name, value in cut.items() if value is not None}
+            market = load_market(market, **given)
+        elif given:
+            raise ValueError(
+                f"{', '.join(given)}: found a Market, expected a table to load"
+            )
+        else:
+            market = market.between(day, end)
+        if day is not None:
+            start = 0
+        self.market = market
+        num_days, num_stocks = market.close.shape
         if episode_length is None:
             episode_length = num_days - 1 - (start or 0)
         latest = num_days - 1 - episode_length
         if episode_length < 1 or not 0 <= (start or 0) <= latest:
             raise ValueError(
-                f"start={start}, episode_length={episode_length}: expected a row of "
-                f"the market's {num_days} days and at least 1 step within them"
+                f"start={day or start}, episode_length={episode_length}: expected a "
+                f"row of the market's {num_days} days and at least 1 step within them"
             )
-        self.rules = rules
+        self.rules = rules_for(market.tickers, rules, fields)
         self.episode_length = episode_length
         self.repeat_last_reward = repeat_last_reward
+        open_accounts(market, self.rules, [0])  # refuses what a reset would
         self._starts = (0, latest) if start is None else (start, start)
         self._accounts = None
         self._reward = 0.0
         self.action_space = gymnasium.spaces.Box(-1.0, 1.0, (num_stocks,), np.float32)
+        state_dim = 1 + (2 + market.indicators.shape[1]) * num_stocks
         self.observation_space = gymnasium.spaces.Box(
-            -np.inf, np.inf, (1 + (2 + len(INDICATORS)) * num_stocks,), np.float64
+            -np.inf, np.inf, (state_dim,), np.float64
         )
 
     def reset(self, *, seed: int | None = None, options: dict | None = None):
@@ -212,3 +251,7 @@ class TradingEnv(gymnasium.Env):
             "assets": float(assets(self.market, self._accounts)[0]),
             "traded": float(traded_M @ self.market.close[before.day[0]]),
         }
+
+
+def _is_whole(value):
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)

@@ -1,41 +1,33 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Prices of stocks by day, from a FinRL-style table, and eight indicators of them.
+"""Prices of stocks by day, with indicators of them: complete and finite.
 
-In comes a file or a pandas frame, out comes a `Market` that is complete and finite. M
-is stocks, D days, I indicators.
+In comes a table (`table.py`), out comes a `Market`. M is stocks, D days (or the
+timestamps of a table that is finer), I indicators.
 """
 
 from collections.abc import Collection
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from dt_jax.trading.indicators import INDICATORS, compute_indicators
+from dt_jax.trading.table import read_table
+
 if TYPE_CHECKING:
     import pandas
-
-# In FinRL's order: within a state, one indicator of all stocks follows another.
-INDICATORS = (
-    "macd",
-    "boll_ub",
-    "boll_lb",
-    "rsi_30",
-    "cci_30",
-    "dx_30",
-    "close_30_sma",
-    "close_60_sma",
-)
-MACD, CCI = INDICATORS.index("macd"), INDICATORS.index("cci_30")
-WARM_UP_DAYS = 60  # the longest window of an indicator
 
 
 class Market(NamedTuple):
     """Prices of M stocks on D days.
 
     Attributes:
-      dates: D datetime64[D], ascending. tickers: M, alphabetical.
-      close: DxM float64. indicators: DxIxM float64, in the order of `INDICATORS`.
+      dates: D datetime64[D], ascending; datetime64[s] of a table with times.
+      tickers: M, alphabetical.
+      close: DxM float64. indicators: DxIxM float64, in the order of `indicator_names`.
       risk: D float64, the level that `Rules.risk_limit` looks at, or None.
+      unused: columns that the table has beside.
     """
 
     dates: np.ndarray
@@ -43,9 +35,22 @@ class Market(NamedTuple):
     close: np.ndarray
     indicators: np.ndarray
     risk: np.ndarray | None = None
+    indicator_names: tuple[str, ...] = INDICATORS
+    unused: tuple[str, ...] = ()
+
+    def between(self, start: str | None, end: str | None) -> "Market":
+        """The days from `start` to before `end`; None: from the first, to the last."""
+        days = slice(*rows_between(self.dates, start, end))
+        return self._replace(
+            dates=self.dates[days],
+            close=self.close[days],
+            indicators=self.indicators[days],
+            risk=None if self.risk is None else self.risk[days],
+        )
 
     def __repr__(self) -> str:
-        days = f"{self.dates[0]} to {self.dates[-1]}, {len(self.dates):,} days"
+        days = f"{self.dates[0]} to {self.dates[-1]}, {len(self.dates):,} "
+        days += "days" if self.dates.dtype == "datetime64[D]" else "times"
         return f"Market({len(self.tickers)} stocks, {days})"
 
 
@@ -56,199 +61,133 @@ def load_market(
     end: str | None = None,
     drop: Collection[str] = (),
     risk: str | None = None,
+    indicators: Collection[str] = INDICATORS,
 ) -> Market:
-    """Read a FinRL-style table: a row for each day and ticker.
+    """Read a FinRL-style table: a row for each ticker and day, or each finer time.
+
+    What `start`, `end` and `drop` leave must be complete, the rest need not be.
 
     Args:
       table: a CSV (also .gz) or Parquet file, or a pandas frame, with columns `date`,
-        `tic`, `close`. Indicators it lacks are computed over all its days, by
-        stockstats' formulas, from close and from `high` and `low` where it has them.
+        `tic` (or `ticker`, `symbol`) and `close`, in any capitals.
       start, end: the first day to keep, and the first one after those kept.
       drop: tickers to leave out. risk: a column for `Market.risk`, such as "vix".
+      indicators: columns by name. Those of `INDICATORS` that the table lacks are
+        computed, by stockstats' formulas, from close and from `high` and `low` where it
+        has them; over the kept days and all complete ones right before these.
 
     Raises:
       FileNotFoundError, ValueError: in one line, which file, column, day and ticker.
     """
-    name, frame = ("table", table) if hasattr(table, "columns") else _read(Path(table))
-    for column in ("date", "tic", "close", *([risk] if risk else [])):
-        if column not in frame.columns:
-            found = ", ".join(map(str, frame.columns))
-            raise ValueError(f"{name}: column {column!r} is missing, found {found}")
-    for ticker in sorted(set(drop).difference(frame["tic"])):
-        found = ", ".join(sorted(frame["tic"].astype(str).unique()))
-        raise ValueError(f"{name}: no ticker {ticker!r} to drop, found {found}")
-    frame = _by_day_and_ticker(name, frame[~frame["tic"].isin(list(drop))])
-    dates, tickers = frame.index.levels
-    dates_D = dates.to_numpy().astype("datetime64[D]")
-
-    close_DxM = _numbers(name, frame, "close", above=0.0)
-    absent = [column for column in INDICATORS if column not in frame.columns]
+    drop, indicators = _names("drop", drop), _names("indicators", indicators)
+    ours = {name.lower(): name for name in INDICATORS}
+    indicators = tuple(ours.get(name.lower(), name) for name in indicators)
+    if not isinstance(risk, str | None):
+        raise ValueError(f"risk={risk!r}: expected the name of a column, or None")
+    table = read_table(table)
+    needed = ["date", "tic", "close", *([risk] if risk else ())]
+    needed += [name for name in indicators if name not in INDICATORS]
+    labels = {name: table.label(name) for name in needed}
+    # Of what may be absent: it is computed, or not known.
+    labels |= {name: table.label(name, None) for name in indicators}
+    absent = [name for name in indicators if labels[name] is None]
     if absent:
-        for column in ("high", "low"):
-            # Also where a cell is empty: such a day has no range, which is no fault.
-            known = frame.get(column, frame["close"])
-            frame[column] = known.fillna(frame["close"])
-        high_DxM, low_DxM = (
-            _numbers(name, frame, column) for column in ("high", "low")
-        )
-        computed_DxIxM = compute_indicators(close_DxM, high_DxM, low_DxM)
-        for column in absent:
-            frame[column] = computed_DxIxM[:, INDICATORS.index(column)].ravel()
+        labels |= {name: table.label(name, None) for name in ("high", "low")}
 
-    first = 0 if start is None else np.searchsorted(dates_D, np.datetime64(start))
-    stop = len(dates_D) if end is None else np.searchsorted(dates_D, np.datetime64(end))
+    left_N = table.without(drop)
+    dates_D = np.unique(table.dates[left_N])
+    first, stop = rows_between(dates_D, start, end, f"{table.name}: ")
+    dates_D = dates_D[:stop]
+    kept_N = left_N & (table.dates >= dates_D[first]) & (table.dates <= dates_D[-1])
+    grid = table.grid(dates_D, table.tickers_of(kept_N))
+    grid.check_rows(first)
+
+    def numbers(name, above=-np.inf, empty=np.nan):
+        values_DxM = grid.numbers(labels[name], empty)
+        grid.check_numbers(labels[name], values_DxM, first, above)
+        return values_DxM
+
+    close_DxM = numbers("close", above=0.0)
+    found = {name: numbers(name)[first:] for name in indicators if labels[name]}
+    if absent:
+        # An empty cell is no fault here: such a day has no range.
+        prices = (
+            close_DxM,
+            *(
+                numbers(name, empty=close_DxM) if labels[name] else close_DxM
+                for name in ("high", "low")
+            ),
+        )
+        computed_DxIxM = _indicators_from(first, *prices)
+        found |= {name: computed_DxIxM[:, INDICATORS.index(name)] for name in absent}
+    indicators_DxIxM = np.empty((stop - first, len(indicators), len(grid.tickers)))
+    for place, name in enumerate(indicators):
+        indicators_DxIxM[:, place] = found[name]
+    used = {*labels.values()}
+    return Market(
+        dates_D[first:],
+        grid.tickers,
+        close_DxM[first:],
+        indicators_DxIxM,
+        numbers(risk)[first:, 0] if risk else None,
+        indicators,
+        tuple(
+            str(label)
+            for label in table.frame
+            # A CSV's column without a name holds the numbers of its rows.
+            if label not in used and not str(label).startswith("Unnamed: ")
+        ),
+    )
+
+
+def _names(argument, given):
+    """A tuple of text, each once."""
+    if isinstance(given, str) or not isinstance(given, Collection):
+        raise ValueError(f"{argument}={given!r}: expected a list of names")
+    names = tuple(map(str, given))
+    if len({*names}) < len(names):
+        raise ValueError(f"{argument}={given!r}: expected each name once")
+    return names
+
+
+def _indicators_from(first, close_DxM, high_DxM, low_DxM):
+    """The indicators of the days from `first` on, and of what is sound before it."""
+    sound_DxM = np.isfinite(close_DxM + high_DxM + low_DxM) & (close_DxM > 0.0)
+    faults = np.flatnonzero(~sound_DxM[:first].all(axis=1))
+    begin = faults[-1] + 1 if len(faults) else 0
+    prices = (price_DxM[begin:] for price_DxM in (close_DxM, high_DxM, low_DxM))
+    return compute_indicators(*prices)[first - begin :]
+
+
+def rows_between(
+    dates_D: np.ndarray, start: str | None, end: str | None, of: str = ""
+) -> tuple[int, int]:
+    """The first row from the day `start` on, and the first one from `end` on.
+
+    Raises:
+      ValueError: there is no day between them, or one is no day; it begins with `of`.
+    """
+    first = 0 if start is None else np.searchsorted(dates_D, _moment("start", start))
+    stop = len(dates_D)
+    if end is not None:
+        stop = np.searchsorted(dates_D, _moment("end", end))
     if first >= stop:
         raise ValueError(
-            f"{name}: found no day from {start} to before {end}, "
+            f"{of}found no day from {start} to before {end}, "
             f"expected some of {dates_D[0]} to {dates_D[-1]}"
         )
-    indicators_DxIxM = np.stack(
-        [_numbers(name, frame, column)[first:stop] for column in INDICATORS], axis=1
-    )
-    return Market(
-        dates_D[first:stop],
-        tuple(tickers),
-        close_DxM[first:stop],
-        indicators_DxIxM,
-        _numbers(name, frame, risk)[first:stop, 0] if risk else None,
-    )
+    return int(first), int(stop)
 
 
-def _read(path):
-    import pandas
-
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"{path}: no such file, expected a CSV or Parquet table"
-        )
+def _moment(argument, given):
     try:
-        if path.suffix == ".parquet":
-            return path, pandas.read_parquet(path)
-        return path, pandas.read_csv(path, dtype={"date": str, "tic": str})
-    except Exception as error:  # pandas, gzip and Arrow each raise their own kinds
-        reason = " ".join(str(error).split())
-        raise ValueError(f"{path}: not a CSV or Parquet table ({reason})") from error
-
-
-def _by_day_and_ticker(name, frame):
-    """A copy with a row for every day and ticker, in this order; it was complete."""
-    import pandas
-
-    if frame.empty:
-        raise ValueError(f"{name}: found no rows, expected one for each day and ticker")
-    days = frame["date"].astype(str).str[:10]  # without the time, where there is one
-    days = pandas.to_datetime(days, format="ISO8601", errors="coerce")
-    for column, values, expected in (
-        ("date", days, "a day such as 2020-07-01"),
-        ("tic", frame["tic"], "a ticker"),
-    ):
-        if values.isna().any():
-            row = int(np.argmax(values.isna()))
-            raise ValueError(
-                f"{name}: column {column!r}, row {row}: found "
-                f"{frame[column].iloc[row]}, expected {expected}"
-            )
-    keys = pandas.MultiIndex.from_arrays([days, frame["tic"].astype(str)])
-    every = pandas.MultiIndex.from_product(
-        [keys.unique(level).sort_values() for level in (0, 1)]
-    )
-    twice, never = keys[keys.duplicated()], every.difference(keys)
-    for wrong, found in ((twice, "more than one row"), (never, "no row")):
-        if len(wrong):
-            day, ticker = wrong[0]
-            raise ValueError(
-                f"{name}: {ticker} on {day.date()}: found {found}, expected one"
-            )
-    return frame.set_axis(keys).reindex(every)
-
-
-def _numbers(name, frame, column, above=-np.inf):
-    """A column of the completed frame as DxM float64, every one finite and `above`."""
-    import pandas
-
-    values = pandas.to_numeric(frame[column], errors="coerce").to_numpy(np.float64)
-    bad = np.flatnonzero(~(np.isfinite(values) & (values > above)))
-    if len(bad):
-        day, ticker = frame.index[bad[0]]
-        raise ValueError(
-            f"{name}: column {column!r}, {ticker} on {day.date()}: found "
-            f"{frame[column].iloc[bad[0]]}, expected a number"
-            + (f" above {above:g}" if above > -np.inf else "")
-        )
-    return values.reshape(frame.index.levshape)
-
-
-def compute_indicators(
-    close_DxM: np.ndarray, high_DxM: np.ndarray, low_DxM: np.ndarray
-) -> np.ndarray:
-    """DxIxM float64: the eight `INDICATORS` by the formulas of stockstats 0.6.
-
-    Windows are as long as the days before allow; a quotient that is not defined (no
-    movement yet) is neutral: rsi 50, cci and dx 0. stockstats itself gives a cci of 0
-    before day 30, and Bollinger bands that are not a number on day 1.
-    """
-    middle_DxM = _rolling(_mean, close_DxM, 20)
-    band_DxM = 2.0 * _rolling(_std, close_DxM, 20)
-
-    change_DxM = np.diff(close_DxM, axis=0, prepend=close_DxM[:1])
-    gain_DxM = _smoothed(np.maximum(change_DxM, 0.0), 1 / 30)
-    loss_DxM = _smoothed(np.maximum(-change_DxM, 0.0), 1 / 30)
-
-    typical_DxM = (high_DxM + low_DxM + close_DxM) / 3.0
-    excess_DxM = typical_DxM - _rolling(_mean, typical_DxM, 30)
-    spread_DxM = 0.015 * _rolling(_mean_deviation, typical_DxM, 30)
-
-    rise_DxM = np.diff(high_DxM, axis=0, prepend=high_DxM[:1])
-    fall_DxM = -np.diff(low_DxM, axis=0, prepend=low_DxM[:1])
-    up_DxM = _smoothed(np.maximum(rise_DxM, 0.0) * (rise_DxM > fall_DxM), 1 / 30)
-    down_DxM = _smoothed(np.maximum(fall_DxM, 0.0) * (fall_DxM > rise_DxM), 1 / 30)
-
-    indicators = {
-        "macd": _smoothed(close_DxM, 2 / 13) - _smoothed(close_DxM, 2 / 27),
-        "boll_ub": middle_DxM + band_DxM,
-        "boll_lb": middle_DxM - band_DxM,
-        "rsi_30": 100.0 * _quotient(gain_DxM, gain_DxM + loss_DxM, 0.5),
-        "cci_30": _quotient(excess_DxM, spread_DxM, 0.0),
-        "dx_30": 100.0 * _quotient(np.abs(up_DxM - down_DxM), up_DxM + down_DxM, 0.0),
-        "close_30_sma": _rolling(_mean, close_DxM, 30),
-        "close_60_sma": _rolling(_mean, close_DxM, 60),
-    }
-    return np.stack([indicators[name] for name in INDICATORS], axis=1)
-
-
-def _rolling(statistic, values_DxM, days):
-    return np.stack(
-        [
-            statistic(values_DxM[max(0, day + 1 - days) : day + 1])
-            for day in range(len(values_DxM))
-        ]
-    )
-
-
-def _mean(window_WxM):
-    return window_WxM.mean(axis=0)
-
-
-def _std(window_WxM):
-    if len(window_WxM) == 1:
-        return np.zeros_like(window_WxM[0])
-    return window_WxM.std(axis=0, ddof=1)
-
-
-def _mean_deviation(window_WxM):
-    return np.abs(window_WxM - window_WxM.mean(axis=0)).mean(axis=0)
-
-
-def _smoothed(values_DxM, weight):
-    """The exponentially weighted mean over all days so far, weights summing to one."""
-    means_DxM = np.empty_like(values_DxM)
-    total, count = 0.0, 0.0
-    for day, values in enumerate(values_DxM):
-        total = values + (1.0 - weight) * total
-        count = 1.0 + (1.0 - weight) * count
-        means_DxM[day] = total / count
-    return means_DxM
-
-
-def _quotient(above, below, undefined):
-    return np.divide(above, below, out=np.full_like(above, undefined), where=below != 0)
+        # NumPy alone reads 20200701 as a year.
+        moment = datetime.fromisoformat(given) if isinstance(given, str) else given
+        if isinstance(moment, datetime):
+            moment = moment.replace(tzinfo=None)  # as the table's times
+        moment = np.datetime64(moment)
+    except (ValueError, TypeError):
+        moment = np.datetime64("NaT")
+    if np.isnat(moment):
+        raise ValueError(f"{argument}={given!r}: expected a day such as '2020-07-01'")
+    return moment

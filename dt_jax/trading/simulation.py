@@ -7,8 +7,10 @@ In comes a seed, out come prices, episodes of NumPy arrays and an environment.
 import numpy as np
 
 from dt_jax.trading.behaviours import behaviour_episodes
-from dt_jax.trading.environment import Rules, TradingEnv
-from dt_jax.trading.market import WARM_UP_DAYS, Market, compute_indicators
+from dt_jax.trading.environment import TradingEnv
+from dt_jax.trading.indicators import WARM_UP_DAYS, compute_indicators
+from dt_jax.trading.market import Market
+from dt_jax.trading.rules import Rules
 
 # Six stocks near 100: eight days of full buying spend the cash, so trades keep
 # mattering, and returns of 60 to 100 days, divided by 1000, span -3 to 3.

@@ -31,11 +31,13 @@ TPU_COLUMNS = 128  # a TPU keeps rows in multiples of so many
 
 
 class Placement(NamedTuple):
-    """Where the store lies, 'host' or 'device', why, and what each of them takes."""
+    """Where the store lies, 'host' or 'device', why, and what each of them takes;
+    `tight`: the store on the device takes more than half of its memory."""
 
     name: str
     reason: str
     plan: dict
+    tight: bool = False
 
 
 class Store(NamedTuple):
@@ -277,8 +279,9 @@ def choose_placement(placement: str, plan: dict) -> Placement:
         raise ValueError(
             _too_large(placement, f"{needed / 1e9:.1f} of {limit / 1e9:.1f} GB")
         )
+    tight = bool(limit) and 2 * needed > limit
     if placement != "auto":
-        return Placement(placement, f"placement={placement}", plan)
+        return Placement(placement, f"placement={placement}", plan, tight)
     if not limit:
         return Placement("host", "a CPU reads the store where it lies", plan)
     fits = needed <= DEVICE_SHARE * limit
@@ -287,6 +290,7 @@ def choose_placement(placement: str, plan: dict) -> Placement:
         f"{needed / 1e9:.1f} GB {'fit' if fits else 'do not fit'} into "
         f"{DEVICE_SHARE:.0%} of the device's {limit / 1e9:.1f} GB",
         plan,
+        tight,
     )
 
 

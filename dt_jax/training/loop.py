@@ -109,7 +109,7 @@ def run_updates(
             if first:
                 writer.write(entry)
         if first:
-            writer.progress(metrics.step)
+            writer.progress(metrics.now())
         if metrics.bad_in_a_row >= max_bad_updates:
             raise FloatingPointError(why_bad(state) if distributed.leave() else "")
 
@@ -144,6 +144,11 @@ def run_updates(
                     break
         if checkpoints:
             checkpoints.wait()
+        if caught:
+            distributed.print_once(
+                f"stopped at update {metrics.step:,} of {intervals.total_steps:,}, "
+                "saved; the same command goes on from there"
+            )
         distributed.leave()
     return state
 

@@ -9,16 +9,14 @@ dropped and made again: no gap and no double.
 import json
 import math
 import os
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
-from tqdm.auto import tqdm
-
 from dt_jax.system.files import replacing
+from dt_jax.system.progress import is_live, progress
 
 FLUSH_SECONDS = 10.0  # TensorBoard's file is flushed to the disk, which takes its time
 
@@ -70,6 +68,7 @@ class RunningMetrics:
         self._window_sum = saved["window_sum"]
         self._window_size = saved["window_size"]
         self._window_skipped = saved["window_skipped"]
+        self._loss = math.nan
         self._started = time.perf_counter() - saved["runtime"]
         self._updated = self._window_started = time.perf_counter()
         self._timed_from = self.step
@@ -114,11 +113,12 @@ class RunningMetrics:
                 self._window_skipped += 1
             if self.step % self._logging_steps and self.step != self._total_steps:
                 continue
+            self._loss = self._window_sum / (self._window_size or math.nan)
             rate = (self.step - self._timed_from) / (clock - self._window_started)
             yield {
                 "step": self.step,
                 "epoch": self.step / self._steps_per_epoch,
-                "loss": self._window_sum / (self._window_size or math.nan),
+                "loss": self._loss,
                 "learning_rate": float(self._learning_rate(self.step - 1)),
                 "grad_norm": float(grad_norm),
                 "skipped_updates": self._window_skipped,
@@ -127,6 +127,15 @@ class RunningMetrics:
             }
             self._window_sum, self._window_size, self._window_skipped = 0.0, 0, 0
             self._window_started, self._timed_from = clock, self.step
+
+    def now(self) -> dict:
+        """`step`, the mean `loss` of the window so far, the last `learning_rate`."""
+        size = self._window_size
+        return {
+            "step": self.step,
+            "loss": self._window_sum / size if size else self._loss,
+            "learning_rate": float(self._learning_rate(max(0, self.step - 1))),
+        }
 
     def summary(self) -> dict:
         """The figures of a whole run under HF's names; pauses do not count."""
@@ -163,13 +172,8 @@ class MetricWriter:
         self._file = path.open("a", encoding="utf-8")
         self._events = None
         self._open_events = partial(_Events, workdir / "tensorboard", step + 1)
-        self._bar = tqdm(
-            initial=step,
-            total=total_steps,
-            desc="training",
-            unit="update",
-            # A log file gets a line now and then, a terminal a moving bar.
-            mininterval=0.1 if sys.stderr.isatty() else 10.0,
+        self._bar = progress(
+            initial=step, total=total_steps, desc="training", unit=" updates"
         )
 
     def write(self, record: dict) -> None:
@@ -186,11 +190,16 @@ class MetricWriter:
         self._events.write(record["step"], scalars)
         if self._wandb is not None:
             self._wandb.log(scalars, step=record["step"])
-        self._bar.set_postfix_str(f"loss {record['loss']:.4g}", refresh=False)
+        self.progress(record)
+        if not is_live():
+            self._bar.refresh()  # a line for each record
 
-    def progress(self, step: int) -> None:
-        """Move the bar to `step`."""
-        self._bar.update(step - self._bar.n)
+    def progress(self, now: dict) -> None:
+        """Move the bar to `step`; `loss` and `learning_rate` stand beside it."""
+        shown = {"loss": "loss {:.4g}", "learning_rate": "learning rate {:.3g}"}
+        texts = [text.format(now[key]) for key, text in shown.items() if key in now]
+        self._bar.set_postfix_str(", ".join(texts), refresh=False)
+        self._bar.update(now["step"] - self._bar.n)
 
     def close(self) -> None:
         self._bar.close()

@@ -7,6 +7,7 @@ import pytest
 from gymnasium.spaces import Box, Discrete
 from test_rollout import Stairs, constant
 
+from dt_jax.acting.checked_env import CheckedEnv
 from dt_jax.acting.environments import check_spaces, make_environments
 from dt_jax.acting.rollout import roll_out
 from dt_jax.trading import environment as trading_environment
@@ -51,6 +52,18 @@ def test_environments_of_every_kind(tmp_path, monkeypatch):
         ),
         (
             "dt_jax/SimulatedTrading-v0",
+            {"seed": "x"},
+            "environment_kwargs={'seed': 'x'}: ",
+        ),
+        ("CartPole-v1", {"render_mode": 5}, "environment_kwargs={'render_mode': 5}: "),
+        (
+            "dt_jax/StockTrading-v0",
+            {"market": "none.csv", "ruels": {}},
+            "environment_kwargs={'market': 'none.csv', 'ruels': {}}: 'ruels': no such "
+            "name; did you mean rules?",
+        ),
+        (
+            "dt_jax/SimulatedTrading-v0",
             {"episode_length": 0},
             "environment_kwargs={'episode_length': 0}: start=None, episode_leng",
         ),
@@ -85,8 +98,8 @@ def test_a_market_is_loaded_once_and_shared(spec, monkeypatch):
 
 
 def test_spaces_must_be_vectors_of_the_models_sizes():
-    check_spaces(Stairs())
-    check_spaces(Stairs(width=3), state_dim=2, act_dim=3)
+    check_spaces(CheckedEnv(Stairs()))
+    check_spaces(CheckedEnv(Stairs(width=3)), state_dim=2, act_dim=3)
     for options, dims, message in (
         (
             {},
@@ -106,4 +119,4 @@ def test_spaces_must_be_vectors_of_the_models_sizes():
         ({"space": Box(0, 1, (2, 2))}, {}, "actions are Box.*, expected a Box of one"),
     ):
         with pytest.raises(ValueError, match=f"^environment=Stairs: {message}"):
-            check_spaces(Stairs(**options), **dims)
+            check_spaces(CheckedEnv(Stairs(**options)), **dims)

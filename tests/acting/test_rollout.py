@@ -169,7 +169,7 @@ def test_the_bar_shows_only_when_it_has_a_name(capsys):
     roll_out(stairs(1), constant(0.0), [2])
     assert capsys.readouterr().err == ""
     roll_out(stairs(1), constant(0.0), [2], desc="evaluating")
-    assert "evaluating: 3step" in capsys.readouterr().err
+    assert "evaluating: 3 steps, 0 episodes go on, " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("count", [1, 3])

@@ -4,8 +4,10 @@
 import json
 import shutil
 
+import gymnasium
 import numpy as np
 import pytest
+from gymnasium import spaces
 
 import dt_jax
 from dt_jax.acting.policy import Policy
@@ -172,3 +174,99 @@ def test_in_python_what_is_given_counts_and_the_rest_is_of_the_run(workdir, tmp_
     assert dt_jax.evaluate(run.workdir)["actors"][0]["lengths"] == [80, 80]
     with pytest.raises(ValueError, match=r"^eval.environment='nowhere': "):
         dt_jax.evaluate(run.workdir, environment="nowhere")
+
+
+def test_a_table_by_the_hour_is_evaluated_from_json(workdir, tmp_path, capsys):
+    """Six stocks make the run's 61 features; days of three hours make its year."""
+    rng = np.random.default_rng(0)
+    rows = [
+        f"{day} {hour}:30:00,T{stock},{rng.uniform(50, 100):.3f},7"
+        for day in np.busday_offset("2020-07-01", np.arange(20))
+        for hour in ("09", "10", "11")
+        for stock in range(7)
+    ]
+    table = tmp_path / "hours.csv"
+    table.write_text("\n".join(["Timestamp,Ticker,Close,Volume", *rows]))
+    run = Run(shutil.copytree(workdir, tmp_path / "run"))
+    kwargs = {
+        **{"market": str(table), "drop": ["T3"], "start": "2020-07-07"},
+        **{"end": "2020-07-14", "rules": {"cost": {f"T{s}": 0.01 for s in range(7)}}},
+    }
+    options = {"environment": "dt_jax/StockTrading-v0", "targets": [0.0], "episodes": 1}
+    with pytest.raises(
+        ValueError, match=r"environment_kwargs=.* no ticker 'T3', found"
+    ):
+        run.evaluate(environment_kwargs=kwargs, **options)
+    del kwargs["rules"]["cost"]["T3"]
+    found = run.evaluate(environment_kwargs=kwargs, **options)
+    assert found["actors"][0]["lengths"] == [14]  # five days of three hours
+    assert found["periods_a_year"] == 3 * 252
+    assert found["backtest_references"]["buy and hold"]["max_drawdown"] > 0
+    printed = capsys.readouterr().out
+    assert (
+        printed.count("the market's table has columns that are not used: Volume") == 1
+    )
+    assert "annual figures: a year has 756 rows" in printed
+
+
+class Cart(gymnasium.Env):
+    """Pushed about without an end; says where it is and how fast in two parts."""
+
+    observation_space = spaces.Dict(
+        {"x": spaces.Box(-99, 99, (2,), np.float32), "v": spaces.Box(-1, 1, (1,))}
+    )
+    action_space = spaces.Box(-1.0, 1.0, (1,))
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.place = self.np_random.uniform(-1, 1, 3)
+        return self.observation(), {}
+
+    def step(self, action):
+        self.place[2] = action[0]
+        self.place[:2] += action[0]
+        return self.observation(), -abs(self.place[0]), False, False, {}
+
+    def observation(self):
+        return {"x": self.place[:2].tolist(), "v": self.place[2:].astype("float32")}
+
+
+class FlatCart(Cart):
+    """The same three numbers in another order."""
+
+    observation_space = spaces.Box(-99, 99, (3,))
+
+    def observation(self):
+        return self.place[[1, 0, 2]]
+
+
+def push(observations_Ex3):
+    return np.sin(10 * observations_Ex3[:, :1])
+
+
+def test_what_is_structured_and_endless_is_collected_and_acted_upon(tmp_path, capsys):
+    config = make_config()
+    config.eval.environment = f"{__name__}:Cart"
+    config.collect.update({"actor": f"{__name__}:push", "episodes": 5})
+    config.data.max_ep_len = 12
+    collect(config, tmp_path)
+    assert "5 episodes, 5 cut by a time limit" in capsys.readouterr().out
+    config.data.path = str(tmp_path / "dataset")
+    data = load_trajectories(config.data.path)
+    assert data.lengths.tolist() == [12] * 5
+    config.eval.environment = f"{__name__}:FlatCart"
+    with pytest.raises(ValueError, match="vectors, but in the data they were Dict"):
+        train(config, tmp_path / "run")
+    assert not (tmp_path / "run" / "checkpoints").exists()
+    config.eval.environment = f"{__name__}:Cart"
+    config.eval.targets = (-5.0,)
+    train(config, tmp_path / "run")
+    assert "cut by a time limit: 4 of 4 episodes" in capsys.readouterr().out
+    (policy, chance) = report_of(tmp_path / "run")["actors"]
+    assert policy["lengths"] == chance["lengths"] == [12, 12]
+    assert policy["truncated"] == 2
+    run = Run(tmp_path / "run")
+    found = run.evaluate(max_episode_steps=7)
+    assert found["actors"][0]["lengths"] == [7, 7]
+    with pytest.raises(ValueError, match="in the data they were Dict"):
+        run.evaluate(environment=f"{__name__}:FlatCart")

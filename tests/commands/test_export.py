@@ -14,8 +14,9 @@ from dt_jax.acting.policy import Policy
 from dt_jax.commands.export import export
 from dt_jax.commands.train import train
 from dt_jax.config import default_config
-from dt_jax.data.readers import load_trajectories, save_trajectories
+from dt_jax.data.readers import load_trajectories
 from dt_jax.data.segments import SegmentSampler, normalize
+from dt_jax.data.writer import save_trajectories
 from dt_jax.model.decision_transformer import DecisionTransformer, init_params
 from dt_jax.model.hf_weights import export_hf, import_hf
 from dt_jax.training.checkpoint import load_trained

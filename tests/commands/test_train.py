@@ -25,8 +25,9 @@ from dt_jax.commands.inspect import inspect
 from dt_jax.commands.setup import SIMULATED_MARKET, Setup, is_free
 from dt_jax.commands.train import train
 from dt_jax.config import default_config, flatten
-from dt_jax.data.readers import load_trajectories, save_trajectories
+from dt_jax.data.readers import load_trajectories
 from dt_jax.data.segments import SegmentSampler
+from dt_jax.data.writer import save_trajectories
 from dt_jax.model.decision_transformer import DecisionTransformer, init_params
 from dt_jax.system.files import locked
 from dt_jax.training import feed
@@ -298,6 +299,7 @@ def test_a_run_killed_and_terminated_ends_like_one_that_was_not(
     assert (workdir / ".lock").exists()  # but nobody holds it
     terminated = python("-c", DISTURBED, TERMINATE, 27, *flags)
     assert terminated.returncode == 143, terminated.stderr
+    assert "stopped at update" in terminated.stdout
     assert "going on from update" in terminated.stdout
     assert not (workdir / "summary.json").exists()
     # The state is that of the last update of which the records tell.
@@ -462,6 +464,7 @@ def test_other_settings_are_refused_and_the_run_is_untouched(copy, dataset):
     [
         {"seed": 1},
         {"data.weighting": "uniform"},
+        {"data.statistics": "computed"},
         {"optimizer.learning_rate": 0.02},
         {"train.max_steps": UPDATES + 5, "train.logging_steps": 0},
     ],
@@ -483,6 +486,7 @@ def test_every_key_means_the_run_or_may_change():
         "seed",
         *("data.context_length", "data.max_ep_len", "data.return_scale"),
         *("data.discount", "data.weighting", "data.split_on_dones"),
+        "data.statistics",
         *("data.validation_fraction", "data.store_dtype"),
         *("train.batch_size", "train.init_from"),
     }

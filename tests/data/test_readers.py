@@ -14,10 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_segments import SETTINGS, assert_same_bits, collate
 
-from dt_jax.data import readers
-from dt_jax.data.readers import load_trajectories, save_trajectories
+from dt_jax.data import statistics
+from dt_jax.data.readers import load_trajectories
 from dt_jax.data.segments import Batch, SegmentSampler
 from dt_jax.data.trajectories import Trajectories
+from dt_jax.data.writer import save_trajectories
 
 LENGTHS = (3, 1, 7, 4, 2, 7)
 S, A = 3, 2
@@ -295,7 +296,17 @@ def test_faults_matter_in_chosen_rows_alone_and_are_named_by_their_order():
         assert message in fault_of(dataset.select(rows))
 
 
-def test_states_and_actions_are_views_of_the_file(tmp_path):
+def test_dones_of_nan_are_refused():
+    columns = make_columns()
+    columns["dones"] = [[float(done) for done in row] for row in columns["dones"]]
+    columns["dones"][2][5] = np.nan
+    fault = "trajectory 2: column 'dones' holds nan, expected true or false"
+    assert fault in fault_of(as_dataset(columns))
+
+
+def test_states_and_actions_are_views_of_the_file(tmp_path, monkeypatch):
+    # So many rows are copied, however many there are, to check the statistics.
+    monkeypatch.setattr(statistics, "SAMPLED_ROWS", 20)
     episodes = make_episodes([30] * 300)
     for episode in episodes:
         episode["observations"] = np.repeat(episode["observations"], 80, axis=1)
@@ -316,6 +327,20 @@ def test_states_and_actions_are_views_of_the_file(tmp_path):
         flat = chunk.field(name).flatten().flatten().to_numpy()
         assert np.shares_memory(rows.pieces[0], flat)
         assert not rows.pieces[0].flags.writeable
+
+
+def test_one_more_observation_is_dropped_and_states_are_still_views():
+    columns = make_columns()
+    for row, states in enumerate(columns["observations"]):
+        if row != 2:
+            states.append([np.nan] * S)  # of no step: whatever it is
+    dataset = one_chunk_a_row(as_dataset(columns, kinds=kinds_of("list")))
+    assert_holds(load_trajectories(dataset), make_episodes())
+    store = load_trajectories(dataset.select([4, 2, 0]), split_on_dones=True)
+    assert_holds(store, [make_episodes()[row] for row in (4, 2, 0)])
+    flat = dataset.data.table.column("observations").chunk(1).values.values
+    numbers = np.from_dlpack(flat)
+    assert any(np.shares_memory(piece, numbers) for piece in store.states.pieces)
 
 
 @pytest.mark.parametrize("statistics", [(), (MEAN,)])
@@ -347,46 +372,6 @@ def test_options_are_handed_on():
     np.testing.assert_array_equal(store.returns_to_go, expected.returns_to_go)
 
 
-@pytest.mark.parametrize("write_bytes", [1, 300, 64 << 20])
-@pytest.mark.parametrize("lengths", [LENGTHS, (4, 1, 2), (5,)])
-def test_saved_trajectories_come_back(tmp_path, monkeypatch, write_bytes, lengths):
-    monkeypatch.setattr(readers, "WRITE_BYTES", write_bytes)
-    episodes = make_episodes(lengths)
-    for episode in episodes:  # a constant feature, and one with a large offset
-        episode["observations"] = (episode["observations"] + [0, 1e6, 0]) * [1, 1, 0]
-    save_trajectories(tmp_path / "new" / "data", iter(episodes))
-    assert os.listdir(tmp_path / "new") == ["data"]
-    store = load_trajectories(tmp_path / "new" / "data")
-    rounded = [e | {"observations": np.float32(e["observations"])} for e in episodes]
-    assert_holds(store, rounded)
-    dataset = datasets.load_from_disk(tmp_path / "new" / "data")
-    num_columns = 3 if len(lengths) >= S else 1  # a column holds a mean of S numbers
-    assert dataset.column_names == ["train", "state_mean", "state_std"][:num_columns]
-    assert dataset[0]["train"]["rewards"] == episodes[0]["rewards"].tolist()
-    states_NxS = np.concatenate([e["observations"] for e in rounded]).astype(float)
-    # The sums are in double precision about a shift; float32 holds the results.
-    close = {"rtol": 2e-7, "atol": 1e-12}
-    np.testing.assert_allclose(store.state_mean, states_NxS.mean(0), **close)
-    np.testing.assert_allclose(store.state_std, states_NxS.std(0) + 1e-6, **close)
-
-
-def test_a_failing_or_empty_source_of_episodes_leaves_nothing_behind(tmp_path):
-    def failing():
-        yield from make_episodes()
-        raise RuntimeError("the simulator fell over")
-
-    with pytest.raises(RuntimeError, match="fell over"):
-        save_trajectories(tmp_path / "data", failing())
-    with pytest.raises(ValueError, match="found no episodes"):
-        save_trajectories(tmp_path / "data", [])
-    assert not list(tmp_path.iterdir())
-    save_trajectories(tmp_path / "data", make_episodes())
-    before = load_trajectories(tmp_path / "data").fingerprint()
-    with pytest.raises(ValueError, match="exists already"):
-        save_trajectories(tmp_path / "data", make_episodes(seed=1))
-    assert load_trajectories(tmp_path / "data").fingerprint() == before
-
-
 NUM = len(LENGTHS)
 NULL = "has an empty (null) value or list"
 FAULTS = [
@@ -409,9 +394,11 @@ FAULTS = [
     ("rewards", (), [["a"]] * NUM, "holds string, expected numbers"),
     ("rewards", (), ["a"] * NUM, "holds string where a list was expected"),
     ("actions", (), [[["a"]]] * NUM, "holds string, expected numbers"),
-    ("observations", (), [[1.0]] * NUM, "holds double where a list was expected"),
-    ("observations", (), None, "expected observations, actions, rewards"),
-    ("rewards", (), None, "expected observations, actions, rewards"),
+    ("observations", (), [1.0] * NUM, "holds double where a list was expected"),
+    ("rewards", (), [[[1.0, 2.0]]] * NUM, "has rows of 2 numbers, expected 1"),
+    ("rewards", (), [[[[1.0]]]] * NUM, "holds list<item: double>, expected numbers"),
+    ("observations", (), None, "(or states), actions, rewards (and dones), as columns"),
+    ("rewards", (), None, "expected observations (or states), actions, rewards (and"),
 ]
 
 

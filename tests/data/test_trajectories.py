@@ -325,7 +325,7 @@ FAULTS = [
     ("states", (), [["a"] * 3] * 2, "holds <U1, expected numbers"),
     ("states", (), None, "holds object, expected numbers"),
     ("states", (), [[1, 2, 3], [1]], "has rows of unequal widths"),
-    ("states", (), [1, 2], "has shape (2,), expected (steps, width)"),
+    ("states", (), np.ones((2, 3, 1)), "has shape (2, 3, 1), expected (steps, width)"),
     ("states", (), np.ones((2, 4)), "has rows of 4 numbers, but those of trajectory 0"),
     ("rewards", (), [1], "has 1 steps, but column 'states' has 2"),
     ("dones", (), [1, 0, 0], "has 3 steps, but column 'states' has 2"),
@@ -357,7 +357,7 @@ def test_faults_are_named_in_one_line(column, place, value, said, split):
     ("change", "message"),
     [
         (list.clear, "found no episodes, expected at least one"),
-        (lambda e: e[3].pop("states"), "trajectory 3: found actions, dones, rewards, "),
+        (lambda e: e[3].pop("states"), "trajectory 3: found actions, dones, rewards; "),
         (
             lambda e: e.insert(3, {key: value[:0] for key, value in e[0].items()}),
             "trajectory 3: column 'states' has no steps",

@@ -54,7 +54,7 @@ def of_targets(achieved, targets=(1.0, 2.0, 3.0, 4.0)):
 
 def test_the_figures_by_hand():
     actors = [
-        actor("target 8", 8.0, [4, 6], [3, 4]),
+        actor("target 8", 8.0, [4, 6], [3, 4])._replace(truncated=2),
         actor(RANDOM, None, [0, 2]),
     ]
     report = report_of(actors)
@@ -72,6 +72,7 @@ def test_the_figures_by_hand():
                 "target": 8,
                 "returns": [4, 6],
                 "lengths": [3, 4],
+                "truncated": 2,
                 "mean": 5,
                 "std": 1,
                 "normalized": 50,
@@ -82,6 +83,7 @@ def test_the_figures_by_hand():
                 "target": None,
                 "returns": [0, 2],
                 "lengths": [4, 4],
+                "truncated": 0,
                 "mean": 1,
                 "std": 1,
                 "normalized": 0,
@@ -90,9 +92,11 @@ def test_the_figures_by_hand():
         ],
         "spearman": None,
         "backtest_references": None,
+        "periods_a_year": None,
         "warnings": [],
     }
     assert report == expected
+    assert "  cut by a time limit: 2 of 4 episodes" in describe_evaluation(report)
     assert json.loads(json.dumps(report, allow_nan=False)) == report
 
 
@@ -150,6 +154,43 @@ def test_accounts_are_judged_where_there_are_any():
     assert report["backtest_references"]["buy and hold"]["total_return"] == 0.5
 
 
+@pytest.mark.parametrize(
+    ("periods", "note"),
+    [
+        (365.0, "a year has 365 days"),
+        (52.0, "a year has 52 weeks"),
+        (12.0, "a year has 12 months"),
+        (1764.0, "a year has 1,764 rows"),
+        (98280.0, "a year has 98,280 rows"),
+    ],
+)
+def test_annual_figures_are_of_the_markets_own_year(periods, note):
+    held = {"buy and hold": Curves(*(np.array([[100.0], [100.01]]),) * 2)}
+    actors = [
+        trader("target 10", 10.0, 100, 110, 99, 108.9),
+        trader(RANDOM, None, 5, 5),
+    ]
+    report = report_of(actors, backtest_references=held, periods_a_year=periods)
+    assert report["periods_a_year"] == periods
+    played = report["actors"][0]["backtest"]
+    # Three returns of mean 1/30 and deviation root(1/75).
+    assert played["sharpe"] == pytest.approx((1 / 30) * (75 * periods) ** 0.5)
+    gain = report["backtest_references"]["buy and hold"]["annual_return"]
+    assert gain == pytest.approx(1.0001**periods - 1)
+    text = describe_evaluation(report)
+    assert text.splitlines()[-1].strip() == f"annual figures: {note}"
+    assert max(map(len, text.splitlines())) <= 88
+    assert json.loads(json.dumps(report, allow_nan=False)) == report
+
+
+def test_a_report_of_an_older_version_has_252_days():
+    report = report_of(
+        [trader("target 10", 10.0, 100, 110), trader(RANDOM, None, 5, 5)]
+    )
+    del report["periods_a_year"]
+    assert "a year has 252 business days" in describe_evaluation(report)
+
+
 def test_the_text():
     actors = [
         trader("target -8", -8.0, 100, 110, 99, 108.9),
@@ -178,6 +219,7 @@ Evaluation: Some-v0, update 1,500, 1 episodes each from seed 7
   random actions  +0.0%        +0.0%           -       -      0.0%     126.0
   means over the episodes; drawdown: the largest loss since a peak
   turnover: how often a year the account is traded over, one way
+  annual figures: a year has 252 business days
   warning: targets beyond the data's returns (0 to 10), of which nothing is known: -8
   warning: achieved returns hardly rise with the targets: rank correlation -1.00"""
 

@@ -205,7 +205,7 @@ print(os.waitstatus_to_exitcode(status))
         (signal.SIGINT, "jax", "", set()),
         (signal.SIGTERM, "pyarrow", "", set()),
         # While it reads the first rows of the market.
-        (signal.SIGINT, "dt_jax.data.readers", "_stream", set()),
+        (signal.SIGINT, "dt_jax.data.writer", "_stream", set()),
         pytest.param(
             signal.SIGTERM,
             "dt_jax.commands.evaluate",

@@ -11,7 +11,8 @@ from dt_jax.trading.behaviours import behaviour_episodes, scripted_actions
 from dt_jax.trading.environment import (
     TradingEnv,
 )
-from dt_jax.trading.market import INDICATORS, load_market
+from dt_jax.trading.indicators import INDICATORS
+from dt_jax.trading.market import load_market
 from dt_jax.trading.simulation import (
     SIMULATED,
     simulate_market,
@@ -80,3 +81,17 @@ def test_behaviours_on_a_table_of_29_stocks(monkeypatch):
     for length in (0, 40, (30, 20)):
         with pytest.raises(ValueError, match="expected at least 1 step and fewer than"):
             next(behaviour_episodes(market, 10, length, seed=0))
+
+
+def test_behaviours_trade_by_the_rules_and_indicators_of_their_market():
+    frame = frame_of(days=40, volume=7.0)
+    rules = {"initial_shares": {"AA": 3, "ZZ": 5}, "cost": [0.01, 0.02, 0.03]}
+    market = load_market(frame, indicators=["volume", "cci_30"])
+    assert market.tickers == ("AA", "MMM", "ZZ")
+    (episode,) = behaviour_episodes(market, 1, 5, seed=0, rules=rules)
+    assert episode["observations"].shape == (5, 1 + 4 * 3)
+    assert episode["observations"][0, 4:7].tolist() == [3.0, 0.0, 5.0]
+    assert (episode["observations"][:, 7:10] == 7.0).all()
+    market = load_market(frame, indicators=["volume"])
+    with pytest.raises(ValueError, match="indicators: found volume, expected cci_30"):
+        next(behaviour_episodes(market, 1, 5, seed=0))

@@ -12,15 +12,15 @@ from gymnasium.utils.env_checker import check_env
 
 from dt_jax import trading
 from dt_jax.trading.environment import (
-    FINRL,
-    Rules,
     TradingEnv,
     assets,
     observe,
     open_accounts,
     trade_day,
 )
-from dt_jax.trading.market import INDICATORS, Market
+from dt_jax.trading.indicators import INDICATORS
+from dt_jax.trading.market import Market, load_market
+from dt_jax.trading.rules import FINRL, Rules, rules_for
 from dt_jax.trading.simulation import (
     SIMULATED,
     simulate_market,
@@ -163,6 +163,50 @@ def test_at_the_risk_limit_all_is_sold_but_not_on_the_first_day():
         open_accounts(market_of([[1.0]]), rules, [0])
 
 
+def test_fees_by_side_and_ticker_on_paper():
+    rules = rules_for(
+        ("A", "B"),
+        {
+            **{"initial_cash": 100.0, "hmax": 10, "reward_scaling": 1.0},
+            **{"cost": {"A": 0.1, "B": 0.0}, "sell_cost": [0.0, 0.5]},
+            **{"initial_shares": {"B": 4}},
+        },
+    )
+    close = [[10.0, 20.0], [10.0, 20.0], [10.0, 20.0]]
+    (first, second), rewards = trade(close, [[0.5, 0.1], [-0.5, -0.2]], rules)
+    # 100 and 4 at 20; 5 at 11 and 1 at 20 are bought.
+    assert first.cash[0] == pytest.approx(100 - 55 - 20)
+    assert first.shares.tolist() == [[5.0, 5.0]]
+    assert rewards[0] == pytest.approx(-5)
+    # 5 are sold at 10, and 2 at 20 for half.
+    assert second.cash[0] == pytest.approx(25 + 50 + 20)
+    assert second.shares.tolist() == [[0.0, 3.0]]
+    assert rewards[1] == pytest.approx(-20)
+
+
+def test_an_account_opens_with_its_shares():
+    env = TradingEnv(market_of([[10.0, 20.0]] * 3), initial_shares=[3, 0], cost=0.0)
+    state, info = env.reset()
+    assert state[:5].tolist() == [1e6, 10.0, 20.0, 3.0, 0.0]
+    assert info["assets"] == 1e6 + 30
+    state, _, _, _, info = env.step(np.float32([-1, 0]))
+    assert (state[0], state[3], info["traded"]) == (1e6 + 30, 0.0, 30.0)
+
+
+@pytest.mark.parametrize(
+    ("names", "first"), [(("macd", "x"), [0, 100]), (("x", "macd"), [100, 0])]
+)
+def test_the_flag_is_the_macd_wherever_it_stands(names, first):
+    indicators = np.array([[1.0, 0.0], [0.0, 1.0]])
+    market = market_of([[10.0, 10.0]] * 2, indicators_IxM=indicators)
+    env = TradingEnv(market._replace(indicator_names=names))
+    assert env.reset()[0].shape == (1 + 4 * 2,)
+    assert env.step(np.ones(2, np.float32))[0][3:5].tolist() == first
+    env = TradingEnv(market._replace(indicator_names=("x", "y")))
+    env.reset()
+    assert env.step(np.ones(2, np.float32))[0][3:5].tolist() == [100.0, 100.0]
+
+
 def test_a_macd_of_one_forbids_trading_that_stock():
     indicators = np.zeros((8, 2))
     indicators[0, 0] = 1.0
@@ -234,6 +278,101 @@ def test_the_end_of_an_episode(repeat):
         with pytest.raises(gymnasium.error.ResetNeeded):
             env.step(np.ones(1, np.float32))
     assert env.reset()[0][2] == 0.0
+
+
+def table_of(path, days=20, times=("",)):
+    """A table of stocks A and B, whose closes are 1, 2, 3, ... and 101, 102, ..."""
+    rows = [
+        f"{day}{time},{tic},{first + place * len(times) + number},{place},0.5"
+        for place, day in enumerate(np.datetime64("2020-07-01") + np.arange(days))
+        for number, time in enumerate(times)
+        for tic, first in (("A", 1), ("B", 101))
+    ]
+    path.write_text("\n".join(["Date,Ticker,Close,vix,mood", *rows]))
+    return str(path)
+
+
+def test_dates_bound_the_episodes(tmp_path):
+    table = table_of(tmp_path / "prices.csv")
+    for market in (table, load_market(table)):
+        env = TradingEnv(market, start="2020-07-06", end="2020-07-09")
+        dates, done = [env.reset()[1]["date"]], False
+        assert env.reset()[0][1:3].tolist() == [6.0, 106.0]
+        while not done:
+            _, _, done, _, info = env.step(np.zeros(2))
+            dates.append(info["date"])
+        assert dates == ["2020-07-06", "2020-07-07", "2020-07-08"]
+    # The indicators have seen the days before.
+    assert env.reset()[0][-2] == np.mean([1, 2, 3, 4, 5, 6])
+    env = TradingEnv(table, start=np.datetime64("2020-07-04"), episode_length=2)
+    assert [env.step(np.zeros(2))[2] for _ in range(2) if env.reset()] == [False] * 2
+    env = TradingEnv(table, start=None, end="2020-07-05", episode_length=1)
+    assert {env.reset(seed=seed)[1]["date"][-2:] for seed in range(30)} == {
+        *("01", "02", "03")
+    }
+    env = TradingEnv(table, start=2, end="2020-07-05")
+    assert env.reset()[1]["date"] == "2020-07-03"
+    assert env.step(np.zeros(2))[2]
+
+
+def test_what_the_prompt_can_say(tmp_path):
+    """Arguments as their JSON gives them reach the market and the rules."""
+    kwargs = {
+        **{"market": table_of(tmp_path / "prices.csv"), "drop": ["B"], "risk": "vix"},
+        **{"indicators": ["mood", "macd"], "start": "2020-07-03", "cost": {"A": 0.25}},
+        **{"rules": {"initial_cash": 50, "risk_limit": 3, "initial_shares": {"A": 7}}},
+    }
+    env = gymnasium.make("dt_jax/StockTrading-v0", **json.loads(json.dumps(kwargs)))
+    state, _ = env.reset()
+    assert state[:4].tolist() == [50.0, 3.0, 7.0, 0.5]
+    assert state.shape == (5,)
+    # 10 cost 3.75 each of the 50; the next day, of a vix of 3, all are sold at 4.
+    state = env.step(np.float32([0.1]))[0]
+    assert state[:3].tolist() == [50 - 10 * 3.75, 4.0, 17.0]
+    assert env.step(np.float32([0.1]))[0][:3].tolist() == [12.5 + 17 * 3, 5.0, 0.0]
+
+
+def test_times_of_a_day(tmp_path):
+    times = ("T09:30:00", "T12:30:00")
+    table = table_of(tmp_path / "prices.csv", times=times)
+    env = TradingEnv(table, start="2020-07-02T12:00")
+    assert env.reset()[1]["date"] == "2020-07-02T12:30:00"
+    assert env.step(np.ones(2))[4]["date"] == "2020-07-03T09:30:00"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"rules": {"hamx": 5}}, "rules: 'hamx': no such name; did you mean hmax?"),
+        ({"rules": "FINRL"}, "rules='FINRL': expected Rules or a mapping of its"),
+        ({"inital_shares": 5}, "'inital_shares': no such name; did you mean initial_"),
+        ({"strat": 0}, "'strat': no such name; did you mean start?"),
+        ({"start": True}, "start=True: expected a day such as '2020-07-01', a row or"),
+        ({"start": 1.5}, "start=1.5: expected a day such as"),
+        ({"start": [0, 1]}, "start=[0, 1]: expected a day such as"),
+        ({"start": "soon"}, "start='soon': expected a day such as '2020-07-01'"),
+        ({"start": "2021-01-01"}, "found no day from 2021-01-01 to before None, exp"),
+        ({"end": {}}, "end={}: expected a day such as"),
+        ({"episode_length": "5"}, "episode_length='5': expected a whole number or No"),
+        ({"repeat_last_reward": 1}, "repeat_last_reward=1: expected True or False"),
+        ({"drop": ["A"]}, "drop: found a Market, expected a table to load"),
+        ({"indicators": []}, "indicators: found a Market, expected a table to load"),
+        ({"cost": "free"}, "cost='free': expected a number of at least 0 and below"),
+        ({"risk_limit": 5}, "risk_limit=5 needs a market with a level of risk, found"),
+        (
+            {"start": "2020-07-03", "episode_length": 1},
+            "start=2020-07-03, episode_length=1: expected a row of the market's 1 d",
+        ),
+    ],
+)
+def test_arguments_of_the_wrong_kind_are_refused_in_one_line(options, message):
+    with pytest.raises(ValueError) as caught:  # noqa: PT011 - the message is compared
+        TradingEnv(market_of([[10.0]] * 3), **options)
+    assert str(caught.value).startswith(message)
+    assert "\n" not in str(caught.value)
+    for market in (5, ["prices.csv"], None):
+        with pytest.raises(ValueError, match="expected a CSV or Parquet file, or a pa"):
+            TradingEnv(market)
 
 
 def test_what_a_day_traded():

@@ -3,6 +3,7 @@
 
 import json
 import math
+import re
 import struct
 import sys
 from types import SimpleNamespace
@@ -52,8 +53,9 @@ def make_writer(folder, step=0, wandb=False):
 def write(folder, steps, opened_at=0, wandb=False):
     writer = make_writer(folder, opened_at, wandb)
     for step in steps:
-        writer.write({"step": step, "loss": step / 3})
-        writer.progress(step)
+        record = {"step": step, "loss": step / 3}
+        writer.write(record)
+        writer.progress(record)
     writer.close()
 
 
@@ -157,6 +159,39 @@ def test_a_meter_saved_before_there_were_skipped_updates_goes_on():
     meter = make_meter(saved | {"window_sum": 3.0, "window_size": 2})
     (record,) = meter.update([6.0], [1.0])
     assert (record["loss"], record["skipped_updates"]) == (3.0, 0)
+
+
+def test_between_records_the_window_so_far_is_shown(clock):
+    meter = make_meter()
+    assert math.isnan(meter.now()["loss"])
+    feed(meter, clock, [1, 2])
+    assert meter.now() == {"step": 2, "loss": (1 + 2) / 2, "learning_rate": 0.01}
+    feed(meter, clock, [3])  # a record, and no window has begun
+    assert meter.now() == {"step": 3, "loss": (1 + 2 + 3) / 3, "learning_rate": 0.02}
+
+
+def test_a_log_gets_a_line_for_each_record_and_every_half_minute(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr("tqdm.std.time", lambda: seconds)  # of tqdm alone
+    seconds = 100.0
+    writer = make_writer(tmp_path)
+    writer.write({"step": 5, "loss": 0.5, "learning_rate": 1e-4})
+    for step in range(6, 11):
+        seconds += 10.0
+        writer.progress({"step": step, "loss": 0.25, "learning_rate": 9e-5})
+    writer.write({"step": 20, "loss": 0.125, "learning_rate": 0.0})
+    writer.close()
+    lines = capsys.readouterr().err.splitlines()
+    around = re.compile(r"^\d\d:\d\d:\d\d training: |, [^,]+, [^,]+$")
+    found = [around.sub("", line) for line in lines]
+    assert found == [
+        "5 of 20, loss 0.5, learning rate 0.0001",
+        "8 of 20, loss 0.25, learning rate 9e-05",
+        "20 of 20, loss 0.125, learning rate 0",
+        "20 of 20, loss 0.125, learning rate 0",  # with the rate of the whole
+    ]
+    assert all(line.endswith(" left") and "updates/s, " in line for line in lines[1:])
 
 
 def test_a_logging_interval_below_one_is_named():

@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How far something is: a moving bar on a terminal, whole lines in a log."""
+
+import sys
+import time
+from contextlib import suppress
+
+from tqdm.auto import tqdm
+
+SECONDS = 30.0  # between two lines in a log, at most, while anything moves
+LINE = "{desc}: {n_fmt} of {total_fmt}{postfix}, {rate_noinv_fmt}, {remaining} left"
+LINE_WITHOUT_END = "{desc}: {n_fmt}{unit}{postfix}, {rate_noinv_fmt}"
+
+
+def progress(*args, **options) -> tqdm:
+    """A `tqdm`, made with the same arguments.
+
+    Where stderr is no terminal each of its states is a line with the time of day, at
+    least every 30 seconds and whenever `refresh` is called.
+    """
+    if is_live():
+        return tqdm(*args, mininterval=0.1, **options)
+    line = LINE if options.get("total") else LINE_WITHOUT_END
+    how = {"mininterval": SECONDS, "miniters": 1, "bar_format": line}
+    return tqdm(*args, file=_Lines(), **how, **options)
+
+
+def is_live() -> bool:
+    """Whether a bar moves where it is shown: on a terminal or in a notebook."""
+    return sys.stderr.isatty() or "ipykernel" in sys.modules
+
+
+class _Lines:
+    """What tqdm draws, over and over in one place, as lines."""
+
+    def __init__(self):
+        self._last = ""
+
+    def write(self, text):
+        text = text.strip()
+        # A bar says 0 as it begins.
+        if text and text != self._last and ": 0" not in text.partition(" of ")[0]:
+            with suppress(OSError):  # a log that is full ends no run
+                sys.stderr.write(f"{time.strftime('%H:%M:%S')} {text}\n")
+        self._last = text or self._last
+
+    def flush(self):
+        with suppress(OSError):
+            sys.stderr.flush()
