@@ -502,6 +502,7 @@ def test_logging_saving_placement_and_evaluation_may_change(copy, dataset, capsy
         "eval.environment_kwargs": '{"market": "prices.csv"}',
         "eval.targets": (1.0, 2.0),
         "eval.episodes": 3,
+        "eval.max_episode_steps": 5,
         "eval.baselines": ("runs/other",),
         "eval.score_range": (0.0, 1.0),
         "collect.actor": "ppo.zip",
