@@ -490,7 +490,7 @@ WRONG = [
     ("heads that do not divide", hf(n_head=3), NEW_FROM_HF,
      f"train.init_from={HF}: model.hidden_size=8 is not a multiple of model.n_head=3"),
     ("no weights", remove("run/hf/model.safetensors"), NEW_FROM_HF,
-     HF + ": no model.safetensors, nor its index, nor pytorch_model.bin"),
+     HF + ": no model.safetensors nor pytorch_model.bin, nor an index of either"),
     ("weights cut short", cut("run/hf/model.safetensors"), NEW_FROM_HF,
      HF + "/model.safetensors: not a whole safetensors file"),
     ("weights of text", text("run/hf/model.safetensors", "text"), NEW_FROM_HF,

@@ -560,8 +560,9 @@ def test_auto_takes_the_host_where_the_store_proves_too_large(
     train(make_config(dataset), tmp_path)
     report = json.loads((tmp_path / "data_report.json").read_text())
     assert report["placement"] == f"host ({too_small})"
-    printed = re.findall(r"^  placement: (.+)$", capsys.readouterr().out, re.MULTILINE)
-    assert printed == [f"host ({too_small})"]
+    text = " ".join(capsys.readouterr().out.split())
+    assert text.count(" placement: ") == 1
+    assert f" placement: host ({too_small})" in text
     assert_ends_alike(tmp_path, complete)
 
 
@@ -740,7 +741,7 @@ def test_a_record_tells_of_held_out_data_after_its_update(
     assert "Data: 15 trajectories" in printed
     assert "held out besides: 5 trajectories" in printed
     assert f"Held-out data: mean squared error {found['mse']:.4g}\n" in printed
-    assert f"{report / 'held_out.json'} " in printed
+    assert "  report/held_out.json " in printed
 
 
 def test_a_run_that_goes_on_measures_held_out_data_alike(held_out, dataset, tmp_path):

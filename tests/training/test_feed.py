@@ -404,16 +404,17 @@ def test_auto_takes_the_device_where_the_store_fits(
 ):
     fake_device(monkeypatch, platform, stats)
     plan = {"host": {"device_bytes": 10**12}, "device": {"device_bytes": 800}}
-    placement, reason, _ = choose_placement("auto", plan)
-    assert placement == expected
+    found = choose_placement("auto", plan)
+    assert found.name == expected
     if stats and platform != "cpu":
-        assert ("do not fit" in reason) == (expected == "host")
+        assert ("do not fit" in found.reason) == (expected == "host")
+        assert found.tight == (2 * 800 > stats["bytes_limit"])
 
 
 @pytest.mark.parametrize("placement", ["host", "device"])
 def test_a_placement_asked_for_is_taken(placement):
     plan = {"device": {"device_bytes": 10**15}}
-    expected = placement, f"placement={placement}", plan
+    expected = placement, f"placement={placement}", plan, False
     assert choose_placement(placement, plan) == expected
 
 
