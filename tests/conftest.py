@@ -11,8 +11,12 @@ from pathlib import Path
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["GLIBC_TUNABLES"] = ""  # set, so that main.py does not start pytest again
 os.environ["JAX_NUM_CPU_DEVICES"] = "4"
-# XLA's older code for fusions runs slower, but compiles in half the time.
-os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
+# XLA's older code for fusions runs slower, but compiles in half the time; in programs
+# as small as these, threads of its own cost more than they save.
+os.environ["XLA_FLAGS"] = (
+    "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1 "
+    "--xla_cpu_multi_thread_eigen=false"
+)
 # What one test, or the process it starts, has compiled no other need compile.
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(
     Path(__file__).parents[1]

@@ -80,8 +80,9 @@ def import_hf(folder: str | os.PathLike) -> tuple[dict, dict]:
     The parameters are {module: {leaf: float32 array}}; half precision is widened,
     float64 rounded.
     """
-    fields = _read_config(Path(folder) / "config.json")
-    file, tensors = _read_weights(Path(folder))
+    folder = Path(folder).expanduser()
+    fields = _read_config(folder / "config.json")
+    file, tensors = _read_weights(folder)
     # Older versions also saved their causal masks.
     masks = (".attn.bias", ".attn.masked_bias")
     tensors = {key: x for key, x in tensors.items() if not key.endswith(masks)}

@@ -140,7 +140,7 @@ def read_table(table: "str | Path | pandas.DataFrame") -> Table:
     if hasattr(table, "columns"):
         name, frame = "table", table
     elif isinstance(table, str | Path):
-        name, frame = str(table), _read(Path(table))
+        name, frame = str(table), _read(Path(table).expanduser())
     else:
         raise ValueError(
             f"market={table!r}: expected a CSV or Parquet file, or a pandas frame"

@@ -58,7 +58,7 @@ def load_trained(path: str | os.PathLike) -> Trained:
       FileNotFoundError: it is neither. ValueError: what is in it is damaged. OSError:
         it could not be read.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     if not (path / "checkpoints").is_dir():
         if not (path / "config.json").is_file():
             raise FileNotFoundError(
