@@ -19,6 +19,9 @@ from dt_jax.model.decision_transformer import DecisionTransformer
 from dt_jax.training.checkpoint import load_trained
 from dt_jax.training.train_step import predict
 
+# Scaled returns to go end here: the squares of a layer norm must fit float32.
+FARTHEST = 1e12
+
 
 class Policy:
     """Acts towards target returns in one environment, or in E at once.
@@ -159,6 +162,9 @@ class Policy:
             rewards_E = _finite("rewards", rewards, lead, np.float64).reshape(count)
             if self._discount:  # else no return to go tells of the next
                 to_go_E = (self._to_go_E - rewards_E) / self._discount
+                # What has not come grows step by step, without an end.
+                farthest = FARTHEST * self._return_scale
+                to_go_E = to_go_E.clip(-farthest, farthest)
                 self._to_go_E = np.where(goes_on_E, to_go_E, self._to_go_E)
         last = self._max_ep_len - 1
         if self._time_E.max() > last and not self._warned:

@@ -250,6 +250,14 @@ def test_without_a_discounted_future_the_target_is_of_each_step(policy):
     np.testing.assert_array_equal(found, expected)
 
 
+def test_a_return_that_never_comes_leaves_actions_finite():
+    policy = make_policy(discount=0.5)
+    policy.reset([1.0, -1.0])
+    for _ in range(1200):  # 2^1200 is beyond float64
+        actions = policy.act(np.zeros((2, MODEL.state_dim)), np.zeros(2))
+    assert np.isfinite(actions).all()
+
+
 def test_bfloat16_is_close_and_float32_outside(actions):
     found = episode(make_policy(MODEL.clone(dtype="bfloat16")))
     assert found.dtype == actions.dtype == np.float32
