@@ -37,7 +37,7 @@ class _Lines:
         self._last = ""
 
     def write(self, text):
-        text = text.strip()
+        text = " ".join(text.split())
         # A bar says 0 as it begins.
         if text and text != self._last and ": 0" not in text.partition(" of ")[0]:
             with suppress(OSError):  # a log that is full ends no run
