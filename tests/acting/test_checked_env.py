@@ -122,6 +122,22 @@ def test_structured_observations_are_flattened_as_gymnasium_does():
 
 
 @pytest.mark.parametrize(
+    ("space", "observation", "expected"),
+    [
+        (spaces.MultiBinary(3), [1, 0, 1], [1, 0, 1]),
+        (spaces.Discrete(3), 1, [0, 1, 0]),
+        (spaces.Tuple([spaces.Discrete(2), ANY]), (1, [0.5, 1.5]), [0, 1, 0.5, 1.5]),
+    ],
+)
+def test_what_is_counted_becomes_floats(space, observation, expected):
+    environment = CheckedEnv(Told((observation, {}), space=space))
+    found, _ = environment.reset()
+    assert found.dtype == environment.observation_space.dtype
+    assert found.dtype.kind == "f"
+    np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize(
     ("reset", "step", "message"),
     [
         ([0, 0], None, "reset() returned list [0, 0], but Gymnasium expects (obser"),
