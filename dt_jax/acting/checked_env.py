@@ -136,9 +136,10 @@ def probe(environment: CheckedEnv) -> None:
     Raises:
       ValueError: in one line, what failed and what Gymnasium expects.
     """
+    reset, step = "reset(*, seed=None, options=None)", "step(action)"
     for method, call, expected in (
-        ("reset(seed=0)", lambda: environment.reset(seed=0), RESET),
-        ("step(action)", lambda: environment.step(_sample(environment)), STEP),
+        ("reset(seed=0)", lambda: environment.reset(seed=0), f"{reset} -> {RESET}"),
+        (step, lambda: environment.step(_sample(environment)), f"{step} -> {STEP}"),
     ):
         try:
             call()
@@ -147,8 +148,8 @@ def probe(environment: CheckedEnv) -> None:
                 raise
             raise ValueError(
                 f"environment={environment.name}: {method} failed with "
-                f"{type(error).__name__}: {one_line(error)}; Gymnasium expects it to "
-                f"return {expected}"
+                f"{type(error).__name__}: {one_line(error)}; Gymnasium expects "
+                f"{expected}"
             ) from error
 
 
