@@ -5,16 +5,17 @@
     python -m benchmarks.gpu              # on a GPU
     python -m benchmarks.gpu --small      # anywhere, to see that it works: no figures
 
-Rates at the notebook's dims, each way in a process of its own: ours with the store on
-the device (float32, bfloat16, and without `train.deterministic`), ours with batches
-from the host, and `DecisionTransformerModel` with AdamW and clipping, its data on the
-device and gathered there, eager and in CUDA graphs (`mode="reduce-overhead"`), float32
-(with TF32, as XLA has it) and bfloat16. Then the same command twice, each with an empty
-compilation cache, and once killed and resumed: are weights and moments equal in every
-bit? Then `configs/notebook.py` on a dataset of the notebook's size, from prompt to
-prompt, with an empty cache and with a full one. Last a large model (hidden 1024, 12
-layers, 16 heads, context 64, bfloat16) beside the peak that a product of 8192-cubed
-bfloat16 matrices reaches. Prints as it goes; writes gpu.json here.
+First the same command twice, each with an empty compilation cache, and once killed and
+resumed: are weights and moments equal in every bit? Then rates at the notebook's dims,
+each way in a process of its own: ours with the store on the device (float32, bfloat16,
+and without `train.deterministic`), ours with batches from the host, and
+`DecisionTransformerModel` with AdamW and clipping, its data on the device and gathered
+there, eager and in CUDA graphs (`mode="reduce-overhead"`), float32 (with TF32, as XLA
+has it) and bfloat16. Then `configs/notebook.py` on a dataset of the notebook's size,
+from prompt to prompt, with an empty cache and with a full one. Last a large model
+(hidden 1024, 12 layers, 16 heads, context 64, bfloat16) beside the peak that a product
+of 8192-cubed bfloat16 matrices reaches. gpu.json here is written as it goes: a run cut
+short keeps what it has found.
 """
 
 import argparse
@@ -59,7 +60,7 @@ TORCH = {  # compiled, bfloat16
 }
 SMALL = {
     **{"model.hidden_size": 16, "model.n_layer": 1},
-    **{"train.batch_size": 8, "train.updates_per_call": 2, "train.max_steps": 40},
+    **{"train.batch_size": 8, "train.updates_per_call": 2},
 }
 PEAK = "peak of bfloat16 products"
 
@@ -78,30 +79,27 @@ def main():
     def tell(key, value):
         found[key] = value
         print(f"{time.perf_counter() - start:5.0f} s  {key}: {value}", flush=True)
+        args.out.write_text(json.dumps(found, indent=2) + "\n")
 
-    ways = [*WAYS][:1] if args.small else [*WAYS, *TORCH, PEAK]
-    changes = SMALL if args.small else {}
+    ways = [*WAYS][:1] if args.small else [*WAYS, PEAK, *TORCH]
+    changes = {**SMALL, "train.max_steps": 40} if args.small else {}
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
         few, whole = folder / "few", folder / "whole"
         save_trajectories(few, episodes(20 if args.small else 1000))
-        rates = {}
-        for way in ways:
-            rates[way] = in_a_process(way, few, args.small)
-            tell(way, rates[way])
-        if not args.small:
-            share = rates[LARGE_MODEL] * flops_of_large_model() / rates[PEAK]
-            tell("large model, share of the peak", share)
         for key, value in bits({"data.path": few, **changes}, folder).items():
             tell(key, value)
+        for way in ways:
+            tell(way, in_a_process(way, few, args.small))
         if not args.small:
+            share = found[LARGE_MODEL] * flops_of_large_model() / found[PEAK]
+            tell("large model, share of the peak", share)
             save_trajectories(whole, episodes(4999))
             changes = {"data.path": whole}
         else:
             changes = {"data.path": few, **changes}
         for key, value in from_prompt_to_prompt(changes, folder).items():
             tell(key, value)
-    args.out.write_text(json.dumps(found, indent=2) + "\n")
 
 
 def in_a_process(way, data, small):
