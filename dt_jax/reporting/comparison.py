@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs side by side, a row each, made of what lies in their workdirs.
+
+In goes a folder of workdirs, out come the rows: the keys in which the runs differ, the
+losses, what was achieved for each target, the speed.
+"""
+
+import csv
+import io
+import json
+import math
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from statistics import median
+from typing import NamedTuple
+
+from dt_jax.config import current_names, default_config, flatten
+from dt_jax.system.files import read_json
+from dt_jax.training.metrics import read_metrics
+
+# Of a process and its records, not of what is learned or how the model acts.
+NOT_COMPARED = ("distributed.", "log.")
+
+
+class Run(NamedTuple):
+    """What a workdir says of its run.
+
+    Attributes:
+      name: the workdir, relative to the folder of all.
+      config: every key and its value, 'section.key' each.
+      records: those of metrics.jsonl, at least one.
+      evaluation: the newest, as `evaluation_report` gives it, or {}.
+    """
+
+    name: str
+    config: dict
+    records: list[dict]
+    evaluation: dict
+
+
+def read_runs(folder: str | os.PathLike) -> list[Run]:
+    """The runs of all workdirs in the folder, at any depth, that have a record.
+
+    Raises:
+      FileNotFoundError: there is none.
+    """
+    folder = Path(folder)
+    found = sorted(path.parent for path in folder.rglob("metrics.jsonl"))
+    runs = [
+        Run(
+            str(workdir.relative_to(folder)),
+            _config(workdir / "config.json"),
+            records,
+            _evaluation(workdir / "report" / "evaluation.json", records[-1]["step"]),
+        )
+        for workdir in found
+        if (records := read_metrics(workdir / "metrics.jsonl"))
+    ]
+    if not runs:
+        raise FileNotFoundError(
+            f"{folder}: no records of a run; --mode=report expects the --workdir of a "
+            "run, or a folder of such"
+        )
+    return runs
+
+
+def _config(path):
+    """As a flat dict; a key that is newer than the run has had its default."""
+    saved = flatten(current_names(read_json(path))) if path.is_file() else {}
+    plain = json.loads(json.dumps(default_config().to_dict()))  # tuples are lists there
+    return flatten(plain) | saved
+
+
+def _evaluation(path, last_step):
+    found = read_json(path) if path.is_file() else {}
+    return found if found.get("step", math.inf) <= last_step else {}
+
+
+def shared_and_changed(runs: Sequence[Run]) -> tuple[dict, list[str]]:
+    """Keys that no run has by default: of all alike, and those in which they differ."""
+    plain = _config(Path())
+    keys = [key for key in plain if not key.startswith(NOT_COMPARED)]
+    shared, changed = {}, []
+    for key in keys:
+        values = [run.config.get(key) for run in runs]
+        if any(value != values[0] for value in values):
+            changed.append(key)
+        elif values[0] != plain[key]:
+            shared[key] = values[0]
+    return shared, changed
+
+
+def comparison_rows(runs: Sequence[Run]) -> list[dict]:
+    """A dict for each run, all with the same columns; None where a run has nothing.
+
+    Losses are those of the last record and the lowest of all; returns are means over
+    the episodes, in raw reward; `steps_per_second` is the median over the records.
+    """
+    _, changed = shared_and_changed(runs)
+    actors = _unique(actor["name"] for run in runs for actor in _actors(run))
+    rows = []
+    for run in runs:
+        last = run.records[-1]
+        achieved = {actor["name"]: actor["mean"] for actor in _actors(run)}
+        rows.append(
+            {
+                "run": run.name,
+                **{key: run.config.get(key) for key in changed},
+                "step": last["step"],
+                "loss": last["loss"],
+                "validation_loss": last.get("validation_loss"),
+                "lowest_validation_loss": _lowest(run.records, "validation_loss"),
+                **{f"return, {name}": achieved.get(name) for name in actors},
+                "rank_correlation": run.evaluation.get("spearman"),
+                "evaluation_step": run.evaluation.get("step"),
+                "steps_per_second": _median(run.records, "steps_per_second"),
+            }
+        )
+    empty = [key for key in rows[0] if all(row[key] is None for row in rows)]
+    return [{k: v for k, v in row.items() if k not in empty} for row in rows]
+
+
+def rows_csv(rows: Sequence[dict]) -> str:
+    """The rows as CSV with a header; a cell without a value is empty."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def _actors(run):
+    return run.evaluation.get("actors", [])
+
+
+def _unique(names: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(names))
+
+
+def _finite(records, key):
+    return [r[key] for r in records if math.isfinite(r.get(key, math.nan))]
+
+
+def _lowest(records, key):
+    return min(_finite(records, key), default=None)
+
+
+def _median(records, key):
+    found = _finite(records, key)
+    return median(found) if found else None
