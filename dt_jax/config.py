@@ -150,6 +150,11 @@ def default_config() -> ConfigDict:
     # Episodes are cut after so many steps; 0: after the environment's own limit, else
     # the longest trajectory of the data (in collecting: data.max_ep_len).
     evaluation.max_episode_steps = 0
+    # Discrete actions are drawn by their probabilities; else the most likely one is
+    # taken.
+    evaluation.sample = False
+    # Divides the logits of discrete actions before one is drawn.
+    evaluation.temperature = 1.0
     # Others to compare with, on the same seeds: 'module:callable' (observations ->
     # actions), a .zip of stable-baselines3, a workdir or a Hugging Face folder.
     evaluation.baselines = ()

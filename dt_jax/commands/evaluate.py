@@ -89,7 +89,14 @@ def act(config: ConfigDict, workdir: Path) -> dict:
             target_return=returns["max"],
             algorithm=config.collect.algorithm,
         )
-    policy = Policy(model, trained.params, trained.normalization)
+    policy = Policy(
+        model,
+        trained.params,
+        trained.normalization,
+        sample=config.eval.sample,
+        temperature=config.eval.temperature,
+        seed=seed,
+    )
     seeds = range(seed, seed + episodes)
     rollouts = roll_out_targets(
         environments,
@@ -156,8 +163,18 @@ def check_evaluation(
         )
     if config.eval.episodes < 1:
         raise ValueError(f"eval.episodes={config.eval.episodes}: expected at least 1")
-    dims = {"state_dim": model.state_dim, "act_dim": model.act_dim}
-    if not check_environment(config, about, **dims):
+    fits = {
+        "state_dim": model.state_dim,
+        "act_dim": model.act_dim,
+        "action_sizes": model.action_sizes,
+    }
+    if config.eval.sample and not model.action_sizes:
+        raise ValueError("eval.sample=True: the data's actions are not discrete")
+    if not config.eval.temperature > 0:
+        raise ValueError(
+            f"eval.temperature={config.eval.temperature}: expected above 0"
+        )
+    if not check_environment(config, about, **fits):
         return
     for spec in config.eval.baselines:
         algorithm = config.collect.algorithm
@@ -165,11 +182,12 @@ def check_evaluation(
 
 
 def check_environment(
-    config: ConfigDict, about: Mapping[str, str] = MappingProxyType({}), **dims: int
+    config: ConfigDict, about: Mapping[str, str] = MappingProxyType({}), **fits
 ) -> bool:
     """Make one environment, look at its spaces and let it make a step; False: none.
 
-    What it flattens must be what was flattened for the data. The columns that the table
+    What it flattens must be what was flattened for the data; `fits`: of a model, as
+    `check_spaces` takes them. The columns that the table
     of a market has beside are named, once.
 
     Raises:
@@ -183,7 +201,7 @@ def check_environment(
     kwargs = environment_kwargs(config)
     if name := environment_of(config):
         (environment,) = make_environments(name, kwargs, 1)
-        check_spaces(environment, **dims)
+        check_spaces(environment, **fits)
         trained_on = about.get("observations", environment.layout)
         if environment.layout != trained_on:
             raise ValueError(

@@ -144,6 +144,7 @@ class Setup:
         self.model = DecisionTransformer(
             state_dim=self.trajectories.state_dim,
             act_dim=self.trajectories.act_dim,
+            action_sizes=self.trajectories.action_sizes,
             **config.model,
         )
         self.given = None  # the weights of train.init_from
@@ -310,6 +311,7 @@ def _take_over(model, fields, source) -> DecisionTransformer:
         DecisionTransformer(**fields)
     except ValueError as error:
         raise ValueError(f"train.init_from={source}: {error}") from None
+    fields = model_fields(DecisionTransformer(**fields))
     mine = model_fields(model)
     chosen = ("resid_pdrop", "embd_pdrop", "attn_pdrop", "initializer_range", "dtype")
     wrong = [

@@ -19,8 +19,9 @@ class Batch(NamedTuple):
     """B segments of K steps; the fields are the arguments of HF's model.
 
     states BxKxS, actions BxKxA, rewards BxKx1, returns_to_go BxKx1 float32; timesteps
-    BxK int32; attention_mask BxK float32, 1 at valid steps. States are as stored:
-    `normalize` is applied where they are used.
+    BxK int32; attention_mask BxK float32, 1 at valid steps. States and actions are as
+    stored: `normalize`, and where actions are discrete (BxKxM whole numbers) `one_hot`
+    of model/choices.py, are applied where they are used.
     """
 
     states: np.ndarray

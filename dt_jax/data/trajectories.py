@@ -15,7 +15,13 @@ from typing import NamedTuple
 import numpy as np
 import xxhash
 
-from dt_jax.data.episodes import Episode, read_episodes, refuse_empty
+from dt_jax.data.episodes import (
+    Episode,
+    count_choices,
+    is_discrete,
+    read_episodes,
+    refuse_empty,
+)
 from dt_jax.data.rows import Rows
 from dt_jax.data.scan import check_finite, combine, is_finite, scan
 from dt_jax.data.statistics import Comparison, Misfit, mean_and_std
@@ -45,12 +51,14 @@ class Trajectories:
     T and, where there are any, dones T, none of them a copy.
 
     Attributes:
-      states: NxS and actions: NxA `Rows`, in the precision they are stored in.
+      states: NxS and actions: NxA `Rows`, in the precision they are stored in; of
+        discrete actions NxM whole numbers, a column for each of their dimensions.
       rewards: N float32. dones: N bool, or None when the dataset has none.
       returns_to_go: N float64, discounted as asked, unscaled; float64 so that dividing
         by the return scale rounds once, as Hugging Face's collator does.
       starts, lengths: E int64, where in N each trajectory lies.
       state_mean, state_std: S float32, the dataset's own or computed.
+      action_sizes: the choices of each dimension of discrete actions, else ().
       facts: () -> Facts; waits for the check of the values, and raises a ValueError
         where one is at fault.
       about: where they come from, where the dataset says it: the `environment`, and
@@ -66,6 +74,7 @@ class Trajectories:
     lengths: np.ndarray
     state_mean: np.ndarray
     state_std: np.ndarray
+    action_sizes: tuple[int, ...]
     facts: Callable[[], Facts]
     about: Mapping[str, str] = field(default_factory=dict)
 
@@ -104,7 +113,8 @@ class Trajectories:
 
     @property
     def act_dim(self) -> int:
-        return self.actions.shape[1]
+        """A, as the model sees actions: of discrete ones all choices together."""
+        return sum(self.action_sizes) or self.actions.shape[1]
 
     @property
     def nbytes(self) -> int:
@@ -171,6 +181,20 @@ class Trajectories:
                 "that leaves at least one on each side"
             )
         return self.select(~held_out[group_E]), self.select(held_out[group_E])
+
+    def choice_counts(self) -> list[np.ndarray]:
+        """How often each choice was taken in these trajectories, int64, for each
+        dimension of discrete actions."""
+        counts = [np.zeros(size, np.int64) for size in self.action_sizes]
+        for start, length in zip(self.starts, self.lengths, strict=True):
+            actions_TxM = self.actions.slice(start, start + length)
+            for count, column_T in zip(counts, actions_TxM.T, strict=True):
+                count += np.bincount(column_T, minlength=len(count))
+        return counts
+
+    def most_frequent_action(self) -> np.ndarray:
+        """M int64, of discrete actions: the choice taken most often, by dimension."""
+        return np.array([count.argmax() for count in self.choice_counts()])
 
     def mean_action(self) -> np.ndarray:
         """A float64, over the steps of these trajectories, in one pass."""
@@ -294,8 +318,18 @@ class Trajectories:
             lengths=lengths,
             state_mean=np.asarray(state_mean, np.float32),
             state_std=np.asarray(state_std, np.float32),
+            action_sizes=_action_sizes(actions),
             facts=check,
         )
+
+
+def _action_sizes(actions):
+    """Of all rows: a few whole numbers each, read long before the states are."""
+    if not is_discrete(actions.pieces[0]):
+        return ()
+    bounds = [[bound(axis=0) for bound in (p.min, p.max)] for p in actions.pieces]
+    minima, maxima = zip(*bounds, strict=True)
+    return count_choices(np.min(minima, axis=0), np.max(maxima, axis=0))
 
 
 def _check(states, actions, rewards, whole, starts, lengths, names, compared) -> Facts:

@@ -93,7 +93,8 @@ def run_updates(
         if outcome is None:
             return
         with distributed.exit_if_lost():
-            losses, grad_norms = jax.device_get(outcome)
+            outcome = jax.device_get(outcome)
+        losses, grad_norms = outcome.loss, outcome.grad_norm
         bad = np.flatnonzero(~(np.isfinite(losses) & np.isfinite(grad_norms)))
         for i in bad if first else ():
             # As they came: the records have no mean of them, and JSON no NaN.
@@ -103,7 +104,7 @@ def run_updates(
                 losses[i],
                 grad_norms[i],
             )
-        for entry in metrics.update(losses, grad_norms):
+        for entry in metrics.update(*outcome):
             if validation_loss is not None:
                 entry["validation_loss"] = float(validation_loss)
             if first:

@@ -15,6 +15,8 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
+import numpy as np
+
 from dt_jax.system.files import replacing
 from dt_jax.system.progress import is_live, progress
 
@@ -57,6 +59,7 @@ class RunningMetrics:
             "skipped": 0,
             "bad_in_a_row": 0,
             "window_sum": 0.0,
+            "window_accuracy": 0.0,
             "window_size": 0,
             "window_skipped": 0,
             "runtime": 0.0,
@@ -66,6 +69,7 @@ class RunningMetrics:
         self._skipped = saved["skipped"]
         self._loss_sum = saved["loss_sum"]
         self._window_sum = saved["window_sum"]
+        self._window_accuracy = saved["window_accuracy"]
         self._window_size = saved["window_size"]
         self._window_skipped = saved["window_skipped"]
         self._loss = math.nan
@@ -81,23 +85,27 @@ class RunningMetrics:
             "skipped": self._skipped,
             "bad_in_a_row": self.bad_in_a_row,
             "window_sum": self._window_sum,
+            "window_accuracy": self._window_accuracy,
             "window_size": self._window_size,
             "window_skipped": self._window_skipped,
             "runtime": time.perf_counter() - self._started,
         }
 
-    def update(self, losses, grad_norms) -> Iterator[dict]:
+    def update(self, losses, grad_norms, accuracies=None) -> Iterator[dict]:
         """Take in the next updates; a record for each window that they complete.
 
         The loss of a record is the mean since the record before, as HF logs it, over
         the updates that were not skipped (NaN if there is none), whose number is beside
-        it; the rest is of the window's last update. The last window may be a short one.
+        it, and so is the accuracy, where there is one; the rest is of the window's last
+        update. The last window may be a short one.
         """
+        measured = accuracies is not None
+        accuracies = accuracies if measured else np.zeros(len(losses))
         # A call tells no times of its updates: they share its own evenly.
         now = time.perf_counter()
         share, clock = (now - self._updated) / len(losses), self._updated
         self._updated = now
-        for loss, grad_norm in zip(losses, grad_norms, strict=True):
+        for loss, grad_norm, right in zip(losses, grad_norms, accuracies, strict=True):
             if self.bad_in_a_row >= self._max_bad_updates:
                 return
             self.step += 1
@@ -106,6 +114,7 @@ class RunningMetrics:
                 self.bad_in_a_row = 0
                 self._loss_sum += float(loss)
                 self._window_sum += float(loss)
+                self._window_accuracy += float(right)
                 self._window_size += 1
             else:
                 self.bad_in_a_row += 1
@@ -113,19 +122,23 @@ class RunningMetrics:
                 self._window_skipped += 1
             if self.step % self._logging_steps and self.step != self._total_steps:
                 continue
-            self._loss = self._window_sum / (self._window_size or math.nan)
+            size = self._window_size or math.nan
+            self._loss = self._window_sum / size
+            accuracy = self._window_accuracy / size
             rate = (self.step - self._timed_from) / (clock - self._window_started)
             yield {
                 "step": self.step,
                 "epoch": self.step / self._steps_per_epoch,
                 "loss": self._loss,
+                **({"accuracy": accuracy} if measured else {}),
                 "learning_rate": float(self._learning_rate(self.step - 1)),
                 "grad_norm": float(grad_norm),
                 "skipped_updates": self._window_skipped,
                 "steps_per_second": rate,
                 "samples_per_second": rate * self._batch_size,
             }
-            self._window_sum, self._window_size, self._window_skipped = 0.0, 0, 0
+            self._window_sum = self._window_accuracy = 0.0
+            self._window_size = self._window_skipped = 0
             self._window_started, self._timed_from = clock, self.step
 
     def now(self) -> dict:

@@ -80,7 +80,7 @@ def assert_same_bits(batch, expected):
 def test_a_segment_on_paper():
     store = Trajectories.from_episodes(
         [
-            {"states": [[7]], "actions": [[7]], "rewards": [7]},
+            {"states": [[7]], "actions": [[7.0]], "rewards": [7]},
             {
                 "states": [[1], [2], [3]],
                 "actions": [[0.1], [0.2], [0.3]],

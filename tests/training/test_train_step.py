@@ -179,7 +179,7 @@ def test_a_call_makes_the_update_of_the_whole_batch(params, whole):
     state, loss, grad_norm = run(call, state, [make_batch(RAGGED)])
     close = partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-7)
     jax.tree.map(close, state.opt_state, whole[0].opt_state)
-    close((loss[0], grad_norm[0]), whole[1])
+    close((loss[0], grad_norm[0]), whole[1][:2])
 
 
 @pytest.mark.slow

@@ -49,7 +49,7 @@ def predict_zeros(variables, actions, **_):
     return Prediction(jnp.zeros_like(actions), None, None)
 
 
-ZEROS = SimpleNamespace(apply=predict_zeros)
+ZEROS = SimpleNamespace(apply=predict_zeros, action_sizes=())
 
 
 def test_the_figures_on_paper():
@@ -151,7 +151,9 @@ def test_a_record_reads_few_windows_batch_by_batch_in_one_shape(monkeypatch):
         return predict_zeros(variables, actions)
 
     data = make_trajectories((2, 8, 12, 1, 3))
-    measure = make_held_out(data, [1, 2, 3, 4], SimpleNamespace(apply=apply))
+    measure = make_held_out(
+        data, [1, 2, 3, 4], SimpleNamespace(apply=apply, action_sizes=())
+    )
 
     def gather(sampler, episodes_B, starts_B, gather=measure._feed.gather):
         gathered.append(list(zip(episodes_B.tolist(), starts_B.tolist(), strict=True)))
