@@ -14,7 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
-from dt_jax.data.segments import ACTION_PADDING, Batch
+from dt_jax.data.segments import (
+    ACTION_PADDING,
+    Batch,
+    action_scaling,
+    unscale_actions,
+)
 from dt_jax.model import choices
 from dt_jax.model.decision_transformer import DecisionTransformer
 from dt_jax.training.checkpoint import load_trained
@@ -43,7 +48,8 @@ class Policy:
       temperature: which divides the logits before one is drawn.
       seed: of the draws; after a `reset` of all they begin anew.
       normalization: state_mean and state_std (S each), return_scale, context_length
-        (K), max_ep_len and discount (1 when it is not there), as training had them.
+        (K), max_ep_len, and where they are there discount (else 1) and action_low and
+        action_high (A each; else actions are as predicted), as training had them.
 
     Raises:
       ValueError: the normalization does not fit the model, there is nothing to draw, or
@@ -85,9 +91,17 @@ class Policy:
                 f"normalization.state_std[{std_S.argmin()}]={std_S.min()}: "
                 "expected above 0"
             )
+        scaling = None
+        if "action_low" in normalization:
+            scaling = action_scaling(
+                *(
+                    _finite(f"normalization.{k}", normalization[k], (model.act_dim,))
+                    for k in ("action_low", "action_high")
+                )
+            )
         self._model = model
         self._params = jax.device_put(params)
-        self._statistics = jax.device_put((mean_S, std_S))
+        self._statistics = jax.device_put((mean_S, std_S, scaling))
         self.state_dim, self.action_sizes = model.state_dim, model.action_sizes
         self.act_dim = len(model.action_sizes) or model.act_dim
         self._draw = (jax.random.key(seed), temperature) if sample else None
@@ -237,7 +251,7 @@ class Policy:
 
 # The context is not donated: on a CPU, rolling it in place takes longer.
 @partial(jax.jit, static_argnums=0)
-def _decide(model, params, mean_S, std_S, context, step, draw):
+def _decide(model, params, mean_S, std_S, scaling, context, step, draw):
     """Roll the context by a step and fill in its action; both come back.
 
     `draw`: how many decisions there have been, the key, the temperature; None: the most
@@ -246,13 +260,15 @@ def _decide(model, params, mean_S, std_S, context, step, draw):
     context = jax.tree.map(
         lambda past, now: jnp.concatenate((past[:, 1:], now), axis=1), context, step
     )
-    actions_ExA = predict(model, params, context, mean_S, std_S)[:, -1]
+    actions_ExA = predict(model, params, context, mean_S, std_S, scaling)[:, -1]
     if draw is not None:
         decisions, key, temperature = draw
         key = jax.random.fold_in(key, decisions)
         actions_ExA = choices.draw(actions_ExA, model.action_sizes, key, temperature)
     elif model.action_sizes:
         actions_ExA = choices.most_likely(actions_ExA, model.action_sizes)
+    else:
+        actions_ExA = unscale_actions(actions_ExA, scaling)
     actions_ExKxA = context.actions.at[:, -1].set(actions_ExA)
     return context._replace(actions=actions_ExKxA), actions_ExA
 

@@ -14,7 +14,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from dt_jax.data.segments import Batch, normalize
+from dt_jax.data.segments import Batch, normalize, scale_actions
 from dt_jax.model.choices import cross_entropy, most_likely, one_hot
 from dt_jax.model.decision_transformer import DecisionTransformer
 from dt_jax.training.optimizer import global_norm
@@ -52,6 +52,7 @@ def train_step(
     state_mean: jax.Array,
     state_std: jax.Array,
     key: jax.Array,
+    action_scaling: tuple | None = None,
     axis_name: str | None = None,
 ) -> tuple[TrainState, Metrics]:
     """One update on one batch.
@@ -65,11 +66,13 @@ def train_step(
 
     Args:
       state_mean, state_std: S, of the states as stored.
+      action_scaling: of the actions as stored, see `scale_actions`.
       key: of the run; dropout is a function of it, the step and the segment's place in
         the whole batch.
     """
     device = 0 if axis_name is None else jax.lax.axis_index(axis_name)
     how = {
+        "action_scaling": action_scaling,
         "deterministic": False,
         "first_segment": device * len(batch.timesteps),
         "rngs": {"dropout": jax.random.fold_in(key, state.step)},
@@ -103,31 +106,46 @@ def train_step(
 
 
 def action_errors(
-    model: DecisionTransformer, params: dict, batch: Batch, state_mean, state_std, **how
+    model: DecisionTransformer,
+    params: dict,
+    batch: Batch,
+    state_mean,
+    state_std,
+    action_scaling=None,
+    **how,
 ) -> tuple[jax.Array, jax.Array | None]:
     """What the loss is made of, 0 at padded steps; `how` is for `apply`.
 
     Returns:
-      Of continuous actions their squared errors BxKxA, and None. Of discrete ones the
+      Of continuous actions, scaled, their squared errors BxKxA, and None. Of discrete ones the
       cross-entropies BxKxM, and BxKxM float32: 1 where the most likely choice is right.
     """
-    predicted_BxKxA = predict(model, params, batch, state_mean, state_std, **how)
+    statistics = state_mean, state_std, action_scaling
+    predicted_BxKxA = predict(model, params, batch, *statistics, **how)
     valid_BxKx1 = batch.attention_mask[..., None]
     if not (sizes := model.action_sizes):
-        return jnp.square(predicted_BxKxA - batch.actions) * valid_BxKx1, None
+        errors_BxKxA = predicted_BxKxA - scale_actions(batch.actions, action_scaling)
+        return jnp.square(errors_BxKxA) * valid_BxKx1, None
     errors_BxKxM = cross_entropy(predicted_BxKxA, batch.actions, sizes)
     right_BxKxM = most_likely(predicted_BxKxA, sizes) == batch.actions
     return errors_BxKxM * valid_BxKx1, right_BxKxM * valid_BxKx1
 
 
 def predict(
-    model: DecisionTransformer, params: dict, batch: Batch, state_mean, state_std, **how
+    model: DecisionTransformer,
+    params: dict,
+    batch: Batch,
+    state_mean,
+    state_std,
+    action_scaling=None,
+    **how,
 ) -> jax.Array:
-    """BxKxA: the actions, or their logits, for a batch with states and actions as
-    stored, in training and acting."""
-    actions = batch.actions
+    """BxKxA: the scaled actions, or the logits of discrete ones, for a batch with
+    states and actions as stored, in training and acting."""
     if model.action_sizes:
-        actions = one_hot(actions, model.action_sizes)
+        actions = one_hot(batch.actions, model.action_sizes)
+    else:
+        actions = scale_actions(batch.actions, action_scaling)
     return model.apply(
         {"params": params},
         states=normalize(batch.states, state_mean, state_std),
@@ -177,6 +195,7 @@ def make_train_call(
     state_std,
     seed: int,
     fetch: Callable,
+    action_scaling: tuple | None = None,
 ) -> Callable:
     """Compile U updates over the G local devices (and those of all other processes).
 
@@ -196,6 +215,7 @@ def make_train_call(
                 state_mean=jnp.asarray(state_mean),
                 state_std=jnp.asarray(state_std),
                 key=jax.random.key(seed),
+                action_scaling=action_scaling,
                 axis_name=DEVICES,
             )
             return state, jnp.stack(

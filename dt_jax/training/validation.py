@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dt_jax.data.segments import SegmentSampler
+from dt_jax.data.segments import SegmentSampler, scale_actions
 from dt_jax.data.trajectories import Trajectories
 from dt_jax.model.decision_transformer import DecisionTransformer
 from dt_jax.training.feed import Feed
@@ -23,7 +23,13 @@ LOGGED_SEGMENTS = 256  # of a record: the cost of one or two updates, of 20 by d
 class HeldOut:
     """Measures parameters on held-out trajectories, always in the same windows."""
 
-    def __init__(self, sampler: SegmentSampler, model: DecisionTransformer, feed: Feed):
+    def __init__(
+        self,
+        sampler: SegmentSampler,
+        model: DecisionTransformer,
+        feed: Feed,
+        action_scaling: tuple | None = None,
+    ):
         """`feed` is training's; `sampler` is like its own, over the same rows."""
         data = sampler.trajectories
         owner_N = np.repeat(np.arange(data.num_trajectories), data.lengths)
@@ -39,11 +45,15 @@ class HeldOut:
         self._edges = [*lows_Q.tolist(), float(returns_N.max())]
         self._sampler, self._feed = sampler, feed
         self._is_discrete = bool(model.action_sizes)
+        # A squared error in the units of the data is so many times a scaled one.
+        zero_and_one_2xA = np.float32([[0], [1]]) * np.ones(data.actions.shape[1])
+        zero_A, one_A = scale_actions(zero_and_one_2xA, action_scaling)
+        self._squared_units_A = 1 / np.square(one_A - zero_A)
 
         def add(sums, params, store, item):
             batch = feed.fetch(store, item)
             errors = action_errors(
-                model, params, batch, data.state_mean, data.state_std
+                model, params, batch, data.state_mean, data.state_std, action_scaling
             )
             returns_BxKx1, valid_BxK = batch.returns_to_go, batch.attention_mask > 0
             inside_BxKxQ = (returns_BxKx1 >= lows_Q[None, None]) & valid_BxK[..., None]
@@ -71,7 +81,7 @@ class HeldOut:
         return errors_QxA.sum() / (steps_Q.sum() * errors_QxA.shape[1])
 
     def evaluate(self, params: dict, training: Trajectories) -> dict:
-        """Of all held-out steps, as JSON can hold it.
+        """Of all held-out steps, in the units of the data, as JSON can hold it.
 
         Returns:
           mse; mse_per_dimension: A; bins of the scaled return-to-go: from, to (which
@@ -82,7 +92,9 @@ class HeldOut:
         """
         windows = np.arange(len(self._starts_W))
         steps_Q, *sums = jax.device_get(self._sums(params, windows))
-        name = "accuracy" if self._is_discrete else "mse"
+        name = "accuracy"
+        if not self._is_discrete:
+            name, sums = "mse", [sums[0] * self._squared_units_A[None]]
         mean_A = sums[-1].sum(axis=0, dtype=np.float64) / steps_Q.sum()
         mean_Q = sums[-1].mean(axis=1, dtype=np.float64) / steps_Q
         columns = self._edges[:-1], self._edges[1:], steps_Q.tolist(), mean_Q.tolist()

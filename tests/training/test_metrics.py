@@ -304,3 +304,13 @@ def test_wandb_gets_the_same_numbers(tmp_path, monkeypatch):
     write(tmp_path, [3, 6], wandb=True)
     assert logged == [(3, {"loss": 1.0}), (6, {"loss": 2.0})]
     assert finished == [True]
+
+
+def test_an_accuracy_is_a_mean_over_the_window_and_resumes(clock):
+    meter = make_meter(logging_steps=4)
+    clock.now += 1
+    assert list(meter.update([1.0, math.inf], [1.0, 1.0], [0.5, 0.1])) == []
+    resumed = make_meter(meter.state(), logging_steps=4)
+    clock.now += 1
+    (record,) = resumed.update([1.0, 1.0], [1.0, 1.0], [0.75, 1.0])
+    assert record["accuracy"] == 0.75  # a skipped update is in no mean

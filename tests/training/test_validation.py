@@ -190,3 +190,32 @@ def test_training_draws_every_step_but_those_held_out():
     assert drawn == rows_of(training)
     assert rows_of(training) | rows_of(held) == set(range(78))
     assert rows_of(training).isdisjoint(rows_of(held))
+
+
+def test_discrete_figures_on_paper():
+    def episode(actions):
+        actions = np.array(actions)
+        zeros = np.zeros(len(actions))
+        return {"states": zeros[:, None], "actions": actions, "rewards": zeros}
+
+    data = Trajectories.from_episodes([episode([2, 0, 2]), episode([2, 2, 0, 1])])
+    logits = jnp.log(jnp.float32([1, 1, 2])).reshape(1, 1, 3)
+    says_two = SimpleNamespace(
+        apply=lambda _, actions, **__: Prediction(
+            jnp.broadcast_to(logits, actions.shape), None, None
+        ),
+        action_sizes=(3,),
+    )
+    measure = make_held_out(data, [1], says_two, length=3)
+    found = measure.evaluate({}, data.select([0]))
+    entropy = (2 * np.log(2) + 2 * np.log(4)) / 4
+    assert found == {
+        "cross_entropy": pytest.approx(entropy),
+        "accuracy": 0.5,
+        "accuracy_per_dimension": [0.5],
+        "bins": [{"from": 0.0, "to": 0.0, "steps": 4, "accuracy": 0.5}],
+        # Of those trained on, 2 is the most frequent. Of 2, 2, 0, 1, the first being
+        # compared with it, only two repeat the one before.
+        "references": {"most_frequent_action": 0.5, "previous_action": 0.5},
+    }
+    assert float(measure.loss({})) == pytest.approx(entropy)
