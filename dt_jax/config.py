@@ -55,6 +55,9 @@ def default_config() -> ConfigDict:
     # Mean and std of the states: 'stored', the dataset's own where it has them; or
     # 'computed', from the states in any case.
     data.statistics = "stored"
+    # Actions beyond (-1, 1), which action_tanh cannot reach: 'auto' maps each dimension
+    # to -1 and 1, from the bounds of the environment and the data; 'none': as they are.
+    data.action_scaling = "auto"
     # Share of the trajectories that is never trained on, only measured; 0: none.
     data.validation_fraction = 0.0
     # 'host': NumPy batches are sent ahead; 'device': the whole store lies on the

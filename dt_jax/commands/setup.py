@@ -13,9 +13,11 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from dt_jax.acting.environments import make_environments
+from dt_jax.commands.evaluate import environment_kwargs, environment_of
 from dt_jax.config import current_names, default_config, flatten
 from dt_jax.data.readers import load_trajectories
-from dt_jax.data.segments import SegmentSampler
+from dt_jax.data.segments import SegmentSampler, action_scaling
 from dt_jax.data.writer import save_trajectories
 from dt_jax.model.decision_transformer import (
     DecisionTransformer,
@@ -40,6 +42,8 @@ from dt_jax.training.optimizer import make_optimizer, make_schedule
 from dt_jax.training.train_step import TrainState, init_state
 
 SIMULATED_MARKET = "simulated_market"  # the embedded dataset's folder in the workdir
+
+ACTION_SCALINGS = ("auto", "none")
 
 # Fields of the model that no config key sets; HF's files may have others than ours.
 HF_ONLY_FIELDS = (
@@ -152,6 +156,7 @@ class Setup:
             trained = load_trained(config.train.init_from)
             self.model = _take_over(self.model, trained.fields, config.train.init_from)
             self.given = trained.params
+        self.action_bounds = _action_bounds(config, self.trajectories)
         self.steps_per_epoch = math.ceil(
             training.num_trajectories / config.train.batch_size
         )
@@ -205,16 +210,21 @@ class Setup:
 
     def how(self) -> dict:
         """What an update needs besides state, batch and optimiser."""
+        bounds = self.action_bounds
         return {
             "model": self.model,
             "state_mean": self.trajectories.state_mean,
             "state_std": self.trajectories.state_std,
+            "action_scaling": bounds and action_scaling(*bounds),
         }
 
     def record(self) -> dict:
         """What is saved with the weights: it tells which run they are of, and what
         acting needs of the data and its recipe."""
-        data = self.config.data
+        data, bounds = self.config.data, {}
+        if self.action_bounds:
+            low_A, high_A = (bound.tolist() for bound in self.action_bounds)
+            bounds = {"action_low": low_A, "action_high": high_A}
         return {
             "config": self.config.to_dict(),
             "model": model_fields(self.model),
@@ -225,9 +235,22 @@ class Setup:
                 "discount": data.discount,
                 "context_length": data.context_length,
                 "max_ep_len": data.max_ep_len,
+                **bounds,
             },
             "fingerprint": self.trajectories.fingerprint(),
         }
+
+    def go_on_from(self, record: dict) -> None:
+        """Refuse a record of another run; what it says of the actions goes on.
+
+        Their bounds may come of `eval.environment`, which another command leaves out.
+        """
+        check_same_run(self, record)
+        saved = record["normalization"]
+        self.action_bounds = None
+        if "action_low" in saved:
+            bounds = saved["action_low"], saved["action_high"]
+            self.action_bounds = tuple(map(np.array, bounds))
 
     def placement(self) -> Placement:
         """Where the store is to lie."""
@@ -303,6 +326,31 @@ def check_same_run(setup: Setup, record: dict) -> None:
             f"{record['fingerprint']}, but data.path={path!r} has {fingerprint}; "
             "choose another --workdir for a new run"
         )
+
+
+def _action_bounds(config, trajectories):
+    """What the actions are scaled by: low A and high A, or None where they need not be.
+
+    The environment's bounds, where it has some, made wider by what the data holds.
+    """
+    if config.data.action_scaling not in ACTION_SCALINGS:
+        raise ValueError(
+            f"data.action_scaling={config.data.action_scaling!r}: expected "
+            f"{' or '.join(ACTION_SCALINGS)}"
+        )
+    wanted = config.data.action_scaling == "auto" and config.model.action_tanh
+    if not wanted or trajectories.action_sizes:
+        return None
+    low_A, high_A = trajectories.action_range()
+    if (low_A >= -1).all() and (high_A <= 1).all():
+        return None
+    if name := environment_of(config):
+        (environment,) = make_environments(name, environment_kwargs(config), 1)
+        space = environment.action_space
+        environment.close()
+        if space.shape == low_A.shape and np.isfinite([space.low, space.high]).all():
+            return np.minimum(space.low, low_A), np.maximum(space.high, high_A)
+    return low_A, high_A
 
 
 def _take_over(model, fields, source) -> DecisionTransformer:

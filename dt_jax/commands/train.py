@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from dt_jax.commands.evaluate import act, check_evaluation, environment_of
 from dt_jax.commands.report import draw_training
-from dt_jax.commands.setup import Setup, check_same_run, check_same_start
+from dt_jax.commands.setup import Setup, check_same_start
 from dt_jax.config import naming_keys
 from dt_jax.reporting.html_page import write_page
 from dt_jax.reporting.run_summary import describe_run
@@ -67,7 +67,7 @@ def _train(config, workdir):
                 checkpoint = checkpoints.restore()
         checkpoint, saved, step = distributed.broadcast(checkpoint), None, 0
         if checkpoint is not None:
-            check_same_run(setup, checkpoint.record)
+            setup.go_on_from(checkpoint.record)
             saved, step = checkpoint.record["meter"], checkpoint.step
             if step >= setup.total_steps and distributed.broadcast(
                 _is_concluded(workdir, setup.total_steps)
@@ -129,7 +129,10 @@ def _update(setup, feed, call, state, metrics, checkpoints):
     config, workdir = setup.config, setup.workdir
     held_out = writer = None
     if first := checkpoints is not None:
-        held_out = setup.held_out and HeldOut(setup.held_out, setup.model, feed)
+        how = setup.how()
+        held_out = setup.held_out and HeldOut(
+            setup.held_out, setup.model, feed, how["action_scaling"]
+        )
         writer = MetricWriter(
             workdir,
             step=metrics.step,

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The vectorised segment sampler: (seed, step) -> a left-padded NumPy `Batch`.
 
-The one owner of padding, return scale, normalisation and scaled actions, for training and for acting.
-Only NumPy; `Batch`, `normalize` and `scale_actions` also carry JAX arrays.
+The one owner of padding, return scale, normalisation and scaled actions, for training
+and for acting. Only NumPy; `Batch`, `normalize` and `scale_actions` also carry JAX
+arrays.
 """
 
 from typing import NamedTuple

@@ -9,7 +9,6 @@ and the statistics of the states. Nothing here copies the states or knows a file
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -59,6 +58,8 @@ class Trajectories:
       starts, lengths: E int64, where in N each trajectory lies.
       state_mean, state_std: S float32, the dataset's own or computed.
       action_sizes: the choices of each dimension of discrete actions, else ().
+      action_range: () -> (minimum A, maximum A) float64, over all steps; known long
+        before `facts`.
       facts: () -> Facts; waits for the check of the values, and raises a ValueError
         where one is at fault.
       about: where they come from, where the dataset says it: the `environment`, and
@@ -75,6 +76,7 @@ class Trajectories:
     state_mean: np.ndarray
     state_std: np.ndarray
     action_sizes: tuple[int, ...]
+    action_range: Callable[[], tuple[np.ndarray, np.ndarray]]
     facts: Callable[[], Facts]
     about: Mapping[str, str] = field(default_factory=dict)
 
@@ -297,15 +299,17 @@ class Trajectories:
         if state_mean is not None:
             given = (np.asarray(state_mean), np.asarray(state_std))
             compared = Comparison(states, starts, lengths, *given)
-        check = partial(
-            _check, states, actions, rewards, whole, starts, lengths, names, compared
-        )
+        # The actions first: what the model looks like may depend on their range.
+        thread = ThreadPoolExecutor(1, "check")
+        scanned = thread.submit(scan, actions, starts, lengths).result
+        check = thread.submit(
+            _check,
+            *(states, actions, rewards, whole, starts, lengths, names, compared),
+            scanned,
+        ).result
+        thread.shutdown(wait=False)
         if wait or state_mean is None:
-            check = partial(lambda facts: facts, check())
-        else:
-            thread = ThreadPoolExecutor(1, "check")
-            check = thread.submit(check).result
-            thread.shutdown(wait=False)
+            check()
         if state_mean is None:
             state_mean, state_std = mean_and_std(states, starts, lengths)
         return cls(
@@ -319,6 +323,7 @@ class Trajectories:
             state_mean=np.asarray(state_mean, np.float32),
             state_std=np.asarray(state_std, np.float32),
             action_sizes=_action_sizes(actions),
+            action_range=lambda: scanned()[:2],
             facts=check,
         )
 
@@ -332,13 +337,13 @@ def _action_sizes(actions):
     return count_choices(np.min(minima, axis=0), np.max(maxima, axis=0))
 
 
-def _check(states, actions, rewards, whole, starts, lengths, names, compared) -> Facts:
-    """`whole`: starts and lengths as they came, before any split, for errors."""
+def _check(
+    states, actions, rewards, whole, starts, lengths, names, compared, scanned
+) -> Facts:
+    """`whole`: starts and lengths as they came, before any split, for errors;
+    `scanned`: what gives the scan of the actions."""
     visit = None if compared is None else compared.visit
-    scans = [
-        scan(states, starts, lengths, visit),
-        scan(actions, starts, lengths),
-    ]
+    scans = [scan(states, starts, lengths, visit), scanned()]
     for rows, found, name in zip((states, actions), scans, names[:2], strict=True):
         # NaN survives a minimum, infinities do too: two reductions prove all.
         if not (is_finite(found.minimum) & is_finite(found.maximum)).all():

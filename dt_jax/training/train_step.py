@@ -117,8 +117,9 @@ def action_errors(
     """What the loss is made of, 0 at padded steps; `how` is for `apply`.
 
     Returns:
-      Of continuous actions, scaled, their squared errors BxKxA, and None. Of discrete ones the
-      cross-entropies BxKxM, and BxKxM float32: 1 where the most likely choice is right.
+      Of continuous actions, scaled, their squared errors BxKxA, and None. Of discrete
+      ones the cross-entropies BxKxM, and BxKxM float32: 1 where the most likely choice
+      is right.
     """
     statistics = state_mean, state_std, action_scaling
     predicted_BxKxA = predict(model, params, batch, *statistics, **how)

@@ -482,3 +482,12 @@ def test_one_dimension_of_choices_is_a_number():
 def test_draws_that_cannot_be_are_refused(model, options, message):
     with pytest.raises(ValueError, match=message):
         make_chooser(model, **options)
+
+
+def test_scaled_actions_are_seen_scaled_and_given_in_the_units_of_the_data():
+    low, high = [-3.0, 0.0], [5.0, 0.5]
+    plain, scaled = make_policy(), make_policy(action_low=low, action_high=high)
+    half = (np.array(high) - low) / 2
+    # The same weights see the same: what is fed back is scaled again.
+    expected = episode(plain) * half + (np.array(low) + half)
+    np.testing.assert_allclose(episode(scaled), expected, rtol=1e-4, atol=1e-5)

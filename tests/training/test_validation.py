@@ -37,12 +37,15 @@ def make_trajectories(lengths, seed=0):
     )
 
 
-def make_held_out(data, chosen, model, *, size=4, length=4, placement="host"):
+def make_held_out(
+    data, chosen, model, *, size=4, length=4, placement="host", scaling=None
+):
     """Over the chosen trajectories, with the feed of a sampler over all the others."""
     settings = {"batch_size": size, "context_length": length, **SETTINGS}
     rest = np.setdiff1d(np.arange(data.num_trajectories), chosen)
     feed = Feed(SegmentSampler(data.select(rest), **settings), placement, "float32")
-    return HeldOut(SegmentSampler(data.select(chosen), **settings), model, feed)
+    held_out = SegmentSampler(data.select(chosen), **settings)
+    return HeldOut(held_out, model, feed, scaling)
 
 
 def predict_zeros(variables, actions, **_):
@@ -219,3 +222,17 @@ def test_discrete_figures_on_paper():
         "references": {"most_frequent_action": 0.5, "previous_action": 0.5},
     }
     assert float(measure.loss({})) == pytest.approx(entropy)
+
+
+def test_errors_of_scaled_actions_are_in_the_units_of_the_data():
+    data = make_trajectories((4, 4, 4))
+    scaling = np.float32([0.0, 0.0]), np.float32([2.0, 10.0])
+    plain = make_held_out(data, [1], ZEROS)
+    scaled = make_held_out(data, [1], ZEROS, scaling=scaling)
+    expected, found = (each.evaluate({}, data.select([0])) for each in (plain, scaled))
+    # Float32 divided and multiplied by the same numbers.
+    mse = "mse_per_dimension"
+    np.testing.assert_allclose(found[mse], expected[mse], rtol=1e-6)
+    assert found["references"] == expected["references"]
+    squares_A = np.array(expected[mse]) / np.square(scaling[1])
+    np.testing.assert_allclose(scaled.loss({}), squares_A.mean(), rtol=1e-6)
