@@ -9,6 +9,7 @@ changes a few keys of `default_config()`; any key can be given at the prompt
 """
 
 import difflib
+import json
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -231,6 +232,16 @@ def current_names(saved: Mapping) -> dict:
         section, _, name = key.rpartition(".")
         (nested.setdefault(section, {}) if section else nested)[name] = value
     return nested
+
+
+def changed_keys(saved: Mapping) -> dict:
+    """{'section.key': value} of a config.json where it has not the default.
+
+    A key that is newer than the config has had its default.
+    """
+    defaults = json.loads(json.dumps(default_config().to_dict()))  # lists, not tuples
+    found, plain = flatten(current_names(saved)), flatten(defaults)
+    return {k: found[k] for k in plain if k in found and found[k] != plain[k]}
 
 
 def check(given: ConfigDict, where: str | os.PathLike) -> ConfigDict:

@@ -17,14 +17,13 @@ from dt_jax.acting.policy import Policy
 from dt_jax.acting.rollout import roll_out, roll_out_targets
 from dt_jax.config import naming_keys
 from dt_jax.model.decision_transformer import DecisionTransformer
-from dt_jax.reporting import plots
 from dt_jax.reporting.evaluation_tables import (
     RANDOM,
     ActorResult,
     describe_evaluation,
     evaluation_report,
 )
-from dt_jax.reporting.html_page import write_page
+from dt_jax.reporting.run_page import EVALUATIONS, write_run_page
 from dt_jax.system.files import read_json, write_json
 from dt_jax.trading import backtest
 from dt_jax.trading.environment import TradingEnv
@@ -46,12 +45,13 @@ def evaluate(config: ConfigDict, workdir: Path) -> dict:
         targets or the baselines do not fit it.
     """
     found = act(config, workdir)
+    write_run_page(workdir)
     print(f"  {workdir / 'report' / 'index.html'}  all of it on one page")
     return found
 
 
 def act(config: ConfigDict, workdir: Path) -> dict:
-    """What `evaluate` does, but for naming the page."""
+    """What `evaluate` does, but for the page."""
     name = environment_of(config)
     if not name:
         raise ValueError(
@@ -137,14 +137,9 @@ def act(config: ConfigDict, workdir: Path) -> dict:
         backtest_references=references,
         **calendar,
     )
-    folder = workdir / "report"
-    folder.mkdir(exist_ok=True)
-    plots.draw_targets(folder / "targets.png", found)
-    if references:
-        plots.draw_accounts(folder / "accounts.png", results, references)
-        plots.draw_drawdown(folder / "drawdown.png", results, references)
-    write_json(folder / "evaluation.json", found)
-    write_page(workdir)
+    # One for each update that was evaluated; the newest under its own name, too.
+    write_json(workdir / EVALUATIONS / f"{trained.step}.json", found)
+    write_json(workdir / "report" / "evaluation.json", found)
     print(f"\n{describe_evaluation(found)}\n")
     return found
 

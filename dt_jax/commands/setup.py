@@ -273,6 +273,7 @@ class Setup:
             facts = data_report(
                 self.sampler,
                 whole=self.trajectories,
+                action_bounds=self.action_bounds,
                 action_tanh=self.config.model.action_tanh,
                 placement=f"{placement.name} ({placement.reason})",
                 plan=placement.plan,

@@ -186,8 +186,10 @@ class Trajectories:
 
     def choice_counts(self) -> list[np.ndarray]:
         """How often each choice was taken in these trajectories, int64, for each
-        dimension of discrete actions."""
+        dimension of discrete actions; [] of continuous ones."""
         counts = [np.zeros(size, np.int64) for size in self.action_sizes]
+        if not counts:
+            return counts
         for start, length in zip(self.starts, self.lengths, strict=True):
             actions_TxM = self.actions.slice(start, start + length)
             for count, column_T in zip(counts, actions_TxM.T, strict=True):

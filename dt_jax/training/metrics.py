@@ -136,6 +136,7 @@ class RunningMetrics:
                 "skipped_updates": self._window_skipped,
                 "steps_per_second": rate,
                 "samples_per_second": rate * self._batch_size,
+                "train_runtime": clock - self._started,
             }
             self._window_sum = self._window_accuracy = 0.0
             self._window_size = self._window_skipped = 0

@@ -60,7 +60,7 @@ HELD_OUT = {
     "train.max_steps": 15,
     "train.logging_steps": 3,  # records within what would be calls
 }
-TIMES = ("steps_per_second", "samples_per_second")
+TIMES = ("steps_per_second", "samples_per_second", "train_runtime")
 # main.py, but something is done as it writes the record of a step.
 DISTURBED = """
 import os, resource, runpy, sys

@@ -43,7 +43,15 @@ def make_episodes():
     ]
 
 
-def report_of(data, *, action_tanh=True, max_ep_len=4, return_scale=1000.0, whole=None):
+def report_of(
+    data,
+    *,
+    action_tanh=True,
+    action_bounds=None,
+    max_ep_len=4,
+    return_scale=1000.0,
+    whole=None,
+):
     sampler = SegmentSampler(
         Trajectories.from_episodes(data) if isinstance(data, list) else data,
         batch_size=8,
@@ -54,6 +62,7 @@ def report_of(data, *, action_tanh=True, max_ep_len=4, return_scale=1000.0, whol
         seed=0,
     )
     options = {
+        "action_bounds": action_bounds,
         "action_tanh": action_tanh,
         "placement": "host",
         "plan": memory_plan(sampler, 3, state_bytes=1000, store_dtype="float32"),
@@ -86,6 +95,11 @@ def test_the_figures_by_hand():
         # of 0.4, 0.3, 0.3, 0.3; 0.1, 0.15; 0.2
         "returns_to_go": quantiles(0.1, 0.13, 0.3, 0.34, 0.4),
         "action_range": [-1, 1],
+        "action_ranges": {"min": [-1.0], "max": [1.0]},
+        "action_bounds": None,
+        "choices": [],
+        "histograms": report["histograms"],
+        "returns_to_go_by_timestep": report["returns_to_go_by_timestep"],
         "constant_features": [],
         "repeated_trajectories": 0,
         "trajectories_with_inner_dones": 0,
@@ -99,6 +113,35 @@ def test_the_figures_by_hand():
     assert report.keys() == expected.keys()
     for name, value in expected.items():
         assert report[name] == value, name
+
+
+def test_histograms_and_levels_by_hand():
+    report = report_of(make_episodes())
+    lengths, returns = (report["histograms"][key] for key in ("length", "return"))
+    assert lengths == {"edges": [0.5, 1.5, 2.5, 3.5, 4.5], "counts": [1, 1, 0, 1]}
+    assert (returns["edges"][0], returns["edges"][-1]) == pytest.approx((0.1, 0.4))
+    assert (len(returns["counts"]), sum(returns["counts"])) == (40, 3)
+    # Returns-to-go 0.4, 0.3, 0.3, 0.3; 0.1, 0.15; 0.2.
+    levels = report["returns_to_go_by_timestep"]
+    assert levels["timestep"] == [0, 1, 2, 3]
+    assert levels["median"] == pytest.approx([0.2, 0.225, 0.3, 0.3])
+    assert levels["max"] == pytest.approx([0.4, 0.3, 0.3, 0.3])
+
+
+def test_returns_that_are_all_alike_have_one_bin():
+    episodes = [episode | {"rewards": [0] * 4} for episode in make_episodes()[:1]]
+    histogram = report_of(episodes)["histograms"]["return"]
+    assert histogram == {"edges": [-0.5, 0.5], "counts": [1]}
+
+
+def test_choices_are_counted_and_said():
+    episodes = make_episodes()
+    for episode, actions in zip(episodes, ([0, 2, 2, 1], [0, 0], [2]), strict=True):
+        episode["actions"] = actions
+    report = report_of(episodes)
+    assert (report["act_dim"], report["choices"]) == (3, [[3, 1, 3]])
+    assert "discrete actions of 3 choices, taken 3 1 3 times" in describe_data(report)
+    assert report["warnings"] == []
 
 
 def actions(episodes):
@@ -128,6 +171,7 @@ def weak(episodes):
     [
         (actions, {}, ["actions"]),
         (actions, {"action_tanh": False}, []),
+        (actions, {"action_bounds": (np.array([-2.0]), np.array([2.0]))}, []),
         (constant, {}, ["constant"]),
         (repeated, {}, ["repeated"]),
         (inner_done, {}, ["inner done"]),

@@ -92,6 +92,7 @@ def test_the_figures_by_hand():
         ],
         "spearman": None,
         "backtest_references": None,
+        "curves": None,
         "periods_a_year": None,
         "warnings": [],
     }
