@@ -11,10 +11,10 @@ from pathlib import Path
 import jax
 from ml_collections import ConfigDict
 
-from dt_jax.commands.evaluate import act, check_evaluation, environment_of
+from dt_jax.commands.evaluate import act, check_evaluation, environment_of, track
 from dt_jax.commands.report import draw_training
 from dt_jax.commands.setup import Setup, check_same_run, check_same_start
-from dt_jax.config import naming_keys
+from dt_jax.config import flatten, naming_keys
 from dt_jax.reporting.html_page import write_page
 from dt_jax.reporting.run_summary import describe_run
 from dt_jax.system import distributed
@@ -23,6 +23,7 @@ from dt_jax.training.checkpoint import Checkpoints, unflatten
 from dt_jax.training.feed import Feed, Placement, naming_memory
 from dt_jax.training.loop import describe_bad_updates, run_updates
 from dt_jax.training.metrics import MetricWriter, read_metrics
+from dt_jax.training.trackers import open_trackers
 from dt_jax.training.train_step import make_train_call, replicate
 from dt_jax.training.validation import HeldOut
 
@@ -134,7 +135,12 @@ def _update(setup, feed, call, state, metrics, checkpoints):
             workdir,
             step=metrics.step,
             total_steps=setup.total_steps,
-            wandb=config.log.wandb,
+            trackers=open_trackers(
+                workdir,
+                hparams=flatten(config.to_dict()),
+                wandb=config.log.wandb,
+                first_step=metrics.step + 1,
+            ),
         )
 
     def why_bad(state):
@@ -176,6 +182,7 @@ def _conclude(setup, metrics, state, held_out) -> None:
         actors = act(setup.config, workdir)["actors"]
         target = max(a["target"] for a in actors if a["target"] is not None)
     else:
+        track(setup.config, workdir, metrics.step)
         write_page(workdir)
     last_loss = read_metrics(workdir / "metrics.jsonl")[-1]["loss"]
     path = setup.config.data.path
