@@ -68,6 +68,15 @@ def test_a_run_ends_with_its_report(workdir):
     assert [found["data"]["returns"][key] for key in ("mean", "std")] == expected
 
 
+def test_tensorboard_has_the_evaluation_of_its_update(workdir):
+    (path,) = (workdir / "tensorboard" / "evaluation").iterdir()
+    events = path.read_bytes()
+    for tag in ("return/target_3000", "sharpe/random_actions"):
+        assert f"evaluation/{tag}".encode() in events
+    for name in ("loss", "targets", "accounts", "drawdown"):
+        assert f"pictures/{name}".encode() in events
+
+
 def test_evaluating_again_finds_the_same(workdir):
     before = report_of(workdir)
     evaluate(make_config(), workdir)
@@ -113,6 +122,7 @@ def test_the_card_of_an_exported_model_has_the_figures(workdir):
     card = (workdir / "hf" / "README.md").read_text()
     assert "## Evaluation" in card
     assert "buy and hold" in card
+    assert "mean return, target" in card
     Policy.load(workdir / "hf")
 
 

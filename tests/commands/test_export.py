@@ -90,7 +90,8 @@ def test_a_run_and_its_export_hold_the_same_model(workdir, dataset):
 def test_export_twice_gives_the_same_bytes(workdir, dataset):
     before = {path.name: path.read_bytes() for path in (workdir / "hf").iterdir()}
     assert before.keys() == {
-        "acting.py", "config.json", "model.safetensors", "normalization.json", "README.md"
+        "acting.py", "config.json", "model.safetensors", "normalization.json",
+        "README.md"
     }  # fmt: skip
     shutil.rmtree(workdir / "hf")
     export(make_config(dataset), workdir)
