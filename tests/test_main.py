@@ -15,6 +15,7 @@ from dt_jax.commands.collect import collect
 from dt_jax.commands.train import train
 from dt_jax.config import default_config
 from dt_jax.data.writer import save_trajectories
+from dt_jax.training import trackers
 
 BASE = "--config=configs/base.py"
 pytestmark = [
@@ -151,7 +152,7 @@ def test_help_names_every_mode_and_every_key_in_80_columns(prompt):
 
 
 def test_wandb_missing_is_named(prompt, tmp_path, dataset, monkeypatch):
-    monkeypatch.setattr(setup, "find_spec", lambda name: None)
+    monkeypatch.setattr(trackers, "find_spec", lambda name: None)
     flags = (f"--config.data.path={dataset}", "--config.log.wandb=True")
     answer = prompt(BASE, f"--workdir={tmp_path / 'run'}", *flags)
     assert_refused(answer, ["log.wandb=True", "pip install wandb"])

@@ -5,6 +5,8 @@ import functools
 import json
 import math
 from collections.abc import Mapping
+from contextlib import closing
+from itertools import chain
 from pathlib import Path
 from types import MappingProxyType
 
@@ -15,19 +17,27 @@ from dt_jax.acting.checked_env import probe
 from dt_jax.acting.environments import check_spaces, make_environments
 from dt_jax.acting.policy import Policy
 from dt_jax.acting.rollout import roll_out, roll_out_targets
-from dt_jax.config import naming_keys
+from dt_jax.config import flatten, naming_keys
 from dt_jax.model.decision_transformer import DecisionTransformer
 from dt_jax.reporting.evaluation_tables import (
     RANDOM,
     ActorResult,
     describe_evaluation,
     evaluation_report,
+    evaluation_scalars,
 )
-from dt_jax.reporting.run_page import EVALUATIONS, write_run_page
+from dt_jax.reporting.run_page import (
+    EVALUATIONS,
+    read_run,
+    run_pictures,
+    write_run_page,
+)
+from dt_jax.reporting.style import to_png
 from dt_jax.system.files import read_json, write_json
 from dt_jax.trading import backtest
 from dt_jax.trading.environment import TradingEnv
 from dt_jax.training.checkpoint import load_trained
+from dt_jax.training.trackers import check_wandb, open_trackers
 
 SIMULATED = "dt_jax/SimulatedTrading-v0"  # where the embedded dataset comes from
 TARGET_QUANTILES = ("10 %", "median", "90 %", "max")  # when the config names none
@@ -57,6 +67,7 @@ def act(config: ConfigDict, workdir: Path) -> dict:
         raise ValueError(
             "eval.environment is empty; expected a Gymnasium id or 'module:callable'"
         )
+    check_wandb(config.log.wandb)
     trained = load_trained(workdir)
     if not (workdir / "data_report.json").is_file():
         raise FileNotFoundError(
@@ -140,8 +151,26 @@ def act(config: ConfigDict, workdir: Path) -> dict:
     # One for each update that was evaluated; the newest under its own name, too.
     write_json(workdir / EVALUATIONS / f"{trained.step}.json", found)
     write_json(workdir / "report" / "evaluation.json", found)
+    track(config, workdir, trained.step, evaluation_scalars(found))
     print(f"\n{describe_evaluation(found)}\n")
     return found
+
+
+def track(
+    config: ConfigDict,
+    workdir: Path,
+    step: int,
+    scalars: Mapping[str, float] = MappingProxyType({}),
+) -> None:
+    """Hand numbers of an update, and the run's pictures, to TensorBoard and W&B."""
+    pictures = {
+        f"pictures/{picture.name}": to_png(picture.figure)
+        for picture in chain.from_iterable(run_pictures(read_run(workdir)).values())
+    }
+    hparams = flatten(config.to_dict())
+    for tracker in open_trackers(workdir, hparams=hparams, wandb=config.log.wandb):
+        with closing(tracker):
+            tracker.write(step, scalars, pictures)
 
 
 def check_evaluation(

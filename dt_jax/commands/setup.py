@@ -6,7 +6,6 @@ Everything that is built before the first update stands here, checked, without s
 
 import math
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 
 import jax
@@ -39,6 +38,7 @@ from dt_jax.training.feed import (
 from dt_jax.training.loop import Intervals
 from dt_jax.training.metrics import RunningMetrics
 from dt_jax.training.optimizer import make_optimizer, make_schedule
+from dt_jax.training.trackers import check_wandb
 from dt_jax.training.train_step import TrainState, init_state
 
 SIMULATED_MARKET = "simulated_market"  # the embedded dataset's folder in the workdir
@@ -122,8 +122,7 @@ class Setup:
             raise ValueError(
                 f"distributed.heartbeat_seconds={seconds}: expected at least 1"
             )
-        if config.log.wandb and not find_spec("wandb"):
-            raise ValueError("log.wandb=True needs the package: pip install wandb")
+        check_wandb(config.log.wandb)
         path = data.path or _simulated_market(workdir)
         with distributed.timed(f"reading {path}"):
             self.trajectories = load_trajectories(

@@ -20,9 +20,9 @@ from absl import logging
 from ml_collections import ConfigDict
 
 import dt_jax
-from dt_jax.commands.evaluate import act, check_evaluation, environment_of
+from dt_jax.commands.evaluate import act, check_evaluation, environment_of, track
 from dt_jax.commands.setup import Setup, check_same_start
-from dt_jax.config import naming_keys
+from dt_jax.config import flatten, naming_keys
 from dt_jax.reporting.run_page import write_run_page
 from dt_jax.reporting.run_summary import describe_run
 from dt_jax.system import distributed
@@ -31,8 +31,11 @@ from dt_jax.training.checkpoint import Checkpoints, unflatten
 from dt_jax.training.feed import Feed, Placement, naming_memory
 from dt_jax.training.loop import describe_bad_updates, run_updates
 from dt_jax.training.metrics import MetricWriter, read_metrics
+from dt_jax.training.trackers import open_trackers
 from dt_jax.training.train_step import make_train_call, replicate
 from dt_jax.training.validation import HeldOut
+
+FIRST_PAGE = 20.0  # seconds of updates before the page is worth its time
 
 
 @naming_keys()
@@ -146,7 +149,12 @@ def _update(setup, feed, call, state, metrics, checkpoints):
             workdir,
             step=metrics.step,
             total_steps=setup.total_steps,
-            wandb=config.log.wandb,
+            trackers=open_trackers(
+                workdir,
+                hparams=flatten(config.to_dict()),
+                wandb=config.log.wandb,
+                first_step=metrics.step + 1,
+            ),
         )
 
     def why_bad(state):
@@ -184,6 +192,8 @@ def _conclude(setup, metrics, state, held_out) -> None:
     if environment_of(setup.config):
         actors = act(setup.config, workdir)["actors"]
         target = max(a["target"] for a in actors if a["target"] is not None)
+    else:
+        track(setup.config, workdir, metrics.step)
     write_run_page(workdir)
     write_json(workdir / "summary.json", summary)  # the last: all is written
     last_loss = read_metrics(workdir / "metrics.jsonl")[-1]["loss"]
@@ -236,7 +246,7 @@ class _Page:
     a GPU saves twice a second, and to draw takes a second."""
 
     def __init__(self, workdir: Path):
-        self._workdir, self._next = workdir, time.monotonic()
+        self._workdir, self._next = workdir, time.monotonic() + FIRST_PAGE
 
     def saved(self, is_interrupted: bool) -> None:
         start = time.monotonic()

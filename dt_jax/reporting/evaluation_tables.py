@@ -6,6 +6,7 @@ and text.
 """
 
 import math
+import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -202,6 +203,22 @@ def _warnings(report):
             f"{longest:,}: later timesteps were never trained"
         )
     return warnings
+
+
+def evaluation_scalars(report: dict) -> dict[str, float]:
+    """{tag: number} of the report's main figures: evaluation/<figure>/<actor>."""
+    scalars = {"evaluation/rank_correlation": report["spearman"]}
+    for actor in report["actors"]:
+        figures = {"return": actor["mean"], "normalized": actor["normalized"]}
+        account = actor["backtest"] or {}
+        for key in ("sharpe", "total_return", "max_drawdown"):
+            figures[key] = account.get(key)
+        who = actor["name"]
+        if actor["target"] is not None:
+            who = f"target_{actor['target']:.6g}"
+        who = re.sub(r"[^\w.:+-]+", "_", who)  # a tag's slashes make groups
+        scalars |= {f"evaluation/{key}/{who}": value for key, value in figures.items()}
+    return {tag: value for tag, value in scalars.items() if value is not None}
 
 
 def describe_evaluation(report: dict) -> str:

@@ -6,9 +6,11 @@ the reader's browser is set.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from dt_jax.reporting.evaluation_tables import Table
 from dt_jax.reporting.style import css_colours, to_svg
@@ -65,14 +67,15 @@ pre { overflow-x: auto; font-size: .85rem }
 """
 
 
-class Picture(NamedTuple):
+@dataclass(frozen=True)
+class Picture:
     """A figure, its name (also that of its file), and what it shows."""
 
     name: str
     figure: "Figure"
     caption: str
 
-    @property
+    @cached_property
     def svg(self) -> str:
         return to_svg(self.figure, self.name, self.caption)
 

@@ -186,5 +186,5 @@ def to_png(figure: "Figure") -> bytes:
     """The picture on light paper, for what shows no SVG."""
     buffer = io.BytesIO()
     with styled():
-        figure.savefig(buffer, dpi=150, format="png", facecolor=PAPER)
+        figure.savefig(buffer, dpi=110, format="png", facecolor=PAPER)
     return buffer.getvalue()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The figures of a run in progress: JSONL (the truth), TensorBoard, W&B, a bar.
+"""The figures of a run in progress: JSONL (the truth), a bar, what trackers get.
 
 Losses come in as numbers, records go out as dicts of numbers; what is not finite is
 null in JSON, which has no NaN. After a resume the records beyond the restored step are
@@ -10,17 +10,15 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from dt_jax.system.files import replacing
 from dt_jax.system.progress import is_live, progress
-
-FLUSH_SECONDS = 10.0  # TensorBoard's file is flushed to the disk, which takes its time
+from dt_jax.training.trackers import TensorBoard, WandB, by_tag
 
 
 class RunningMetrics:
@@ -166,26 +164,24 @@ class RunningMetrics:
 
 
 class MetricWriter:
-    """The sinks of one run; the first process alone has one."""
+    """Where the records of one run go; the first process alone has one."""
 
     def __init__(
-        self, workdir: str | os.PathLike, *, step: int, total_steps: int, wandb: bool
+        self,
+        workdir: str | os.PathLike,
+        *,
+        step: int,
+        total_steps: int,
+        trackers: Sequence[TensorBoard | WandB] = (),
     ):
-        """Open the sinks at `step`; records beyond it are dropped."""
-        workdir = Path(workdir)
-        self._wandb = None
-        if wandb:
-            import wandb  # not among the requirements: only who asks for it needs it
-
-            run = "-".join(workdir.resolve().parts[1:])
-            self._wandb = wandb.init(id=run, resume="allow", dir=str(workdir))
+        """Open the file at `step`, records beyond it dropped; `trackers` are closed
+        with it."""
+        workdir, self._trackers = Path(workdir), trackers
         path = workdir / "metrics.jsonl"
         kept = [record for record in read_metrics(path) if record["step"] <= step]
         with replacing(path) as unfinished:
             unfinished.write_text("".join(map(_line, kept)))
         self._file = path.open("a", encoding="utf-8")
-        self._events = None
-        self._open_events = partial(_Events, workdir / "tensorboard", step + 1)
         self._bar = progress(
             initial=step, total=total_steps, desc="training", unit=" updates"
         )
@@ -194,16 +190,8 @@ class MetricWriter:
         """`record` has the key `step`; the other values are numbers."""
         self._file.write(_line(record))
         self._file.flush()
-        scalars = {
-            key: value
-            for key, value in record.items()
-            if key != "step" and math.isfinite(value)
-        }
-        # Not before there is a record: tensorboardX imports torch where it finds it.
-        self._events = self._events or self._open_events()
-        self._events.write(record["step"], scalars)
-        if self._wandb is not None:
-            self._wandb.log(scalars, step=record["step"])
+        for tracker in self._trackers:
+            tracker.write(record["step"], by_tag(record))
         self.progress(record)
         if not is_live():
             self._bar.refresh()  # a line for each record
@@ -219,47 +207,8 @@ class MetricWriter:
         self._bar.close()
         with suppress(OSError):  # of what a write has raised already
             self._file.close()
-        if self._events is not None:
-            self._events.close()
-        if self._wandb is not None:
-            self._wandb.finish()
-
-
-class _Events:
-    """TensorBoard's file of one start of a run.
-
-    Not tensorboardX's SummaryWriter: that writes in a thread, which dies of a full
-    disk, and then the run waits for it forever.
-    """
-
-    def __init__(self, folder, first_step):
-        from tensorboardX.event_file_writer import EventsWriter
-        from tensorboardX.proto import event_pb2, summary_pb2
-
-        self._Event, self._Summary = event_pb2.Event, summary_pb2.Summary
-        folder.mkdir(exist_ok=True)
-        self._writer = EventsWriter(str(folder / "events"))
-        self._flushed = -math.inf
-        started = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-        self._put(first_step, session_log=started)
-
-    def write(self, step, scalars):
-        values = [
-            self._Summary.Value(tag=f"train/{key}", simple_value=value)
-            for key, value in scalars.items()
-        ]
-        self._put(step, summary=self._Summary(value=values))
-
-    def close(self):
-        with suppress(OSError):  # of what a write has raised already
-            self._writer.close()
-
-    def _put(self, step, **content):
-        now = time.time()
-        self._writer.write_event(self._Event(step=step, wall_time=now, **content))
-        if now - self._flushed > FLUSH_SECONDS:
-            self._writer.flush()
-            self._flushed = now
+        for tracker in self._trackers:
+            tracker.close()
 
 
 def read_metrics(path: str | os.PathLike) -> list[dict]:

@@ -20,14 +20,10 @@ from dt_jax.config import default_config
 from dt_jax.data.readers import load_trajectories
 
 pytestmark = pytest.mark.usefixtures("compile_fast")
-FILES = {
-    "accounts.png",
-    "drawdown.png",
-    "evaluation.json",
-    "index.html",
-    "loss.png",
-    "targets.png",
-}
+PICTURES = ("accounts", "actions", "drawdown", "lengths", "loss", "rates", "returns")
+PICTURES += ("returns_to_go", "targets")
+FILES = {"evaluation.json", "evaluations", "index.html"}
+FILES |= {f"{name}.svg" for name in PICTURES}
 
 
 def make_config():
@@ -68,17 +64,28 @@ def test_a_run_ends_with_its_report(workdir):
     assert [found["data"]["returns"][key] for key in ("mean", "std")] == expected
 
 
+def test_tensorboard_has_the_evaluation_of_its_update(workdir):
+    (path,) = (workdir / "tensorboard" / "evaluation").iterdir()
+    events = path.read_bytes()
+    for tag in ("return/target_3000", "sharpe/random_actions"):
+        assert f"evaluation/{tag}".encode() in events
+    for name in ("loss", "targets", "accounts", "drawdown"):
+        assert f"pictures/{name}".encode() in events
+
+
 def test_evaluating_again_finds_the_same(workdir):
     before = report_of(workdir)
     evaluate(make_config(), workdir)
     assert report_of(workdir) == before
+    kept = workdir / "report" / "evaluations" / "2.json"
+    assert json.loads(kept.read_text()) == before
 
 
-def test_a_complete_run_evaluates_when_a_kill_took_the_page(workdir, capsys):
-    page = workdir / "report" / "index.html"
-    page.unlink()
+def test_a_run_that_was_killed_while_it_acted_is_concluded(workdir, capsys):
+    (workdir / "summary.json").unlink()  # the last file
+    (workdir / "report" / "evaluation.json").unlink()
     train(make_config(), workdir)
-    assert page.is_file()
+    assert report_of(workdir)["step"] == 2
     train(make_config(), workdir)
     assert "nothing to do" in capsys.readouterr().out
 
@@ -113,6 +120,7 @@ def test_the_card_of_an_exported_model_has_the_figures(workdir):
     card = (workdir / "hf" / "README.md").read_text()
     assert "## Evaluation" in card
     assert "buy and hold" in card
+    assert "mean return, target" in card
     Policy.load(workdir / "hf")
 
 

@@ -55,13 +55,13 @@ def test_a_run_shows_what_it_has_left(run):
 
 def test_a_notebook_shows_the_curve_and_the_figures(run):
     shown = run._repr_html_()
-    assert "data:image/png;base64," in shown
+    assert "<svg" in shown
     assert f"<b>{run.metrics['loss'].iloc[-1]:.4g}</b>" in shown
     assert "<script" not in shown
     fresh = run.workdir.with_name("fresh")
     fresh.mkdir()
     shutil.copy(run.workdir / "config.json", fresh)
-    assert "image" not in Run(fresh)._repr_html_()
+    assert "<svg" not in Run(fresh)._repr_html_()
     assert repr(Run(fresh)).endswith("no record yet")
 
 

@@ -39,7 +39,7 @@ from dt_jax.training.train_step import DEVICES, init_state, train_step
 from dt_jax.training.validation import HeldOut
 
 ROOT = Path(__file__).parents[2]
-pytestmark = pytest.mark.usefixtures("compile_fast")
+pytestmark = pytest.mark.usefixtures("compile_fast", "without_pictures")
 UPDATES = 36
 SMALL = {
     "data.context_length": 4,
@@ -187,14 +187,17 @@ def test_a_run_leaves_its_files(complete, dataset):
         "data_report.json",
         "metrics.jsonl",
         "report/index.html",
-        "report/loss.png",
+        "run.json",
         "summary.json",
     }
     assert not [name for name in found if name.endswith((".partial", ".tmp", ".lock"))]
     assert any(name.startswith("tensorboard/events.") for name in found)
     kept = {int(path.name) for path in (complete / "checkpoints").iterdir()}
     assert kept == {UPDATES - 12, UPDATES - 6, UPDATES}
-    assert (complete / "report" / "loss.png").read_bytes()[:4] == b"\x89PNG"
+    run = json.loads((complete / "run.json").read_text())
+    assert run["total_steps"] == UPDATES
+    assert [start["step"] for start in run["starts"]] == [0]
+    assert run["starts"][0]["versions"]["jax"] == jax.__version__
     config = json.loads((complete / "config.json").read_text())
     assert config == json.loads(json.dumps(make_config(dataset).to_dict()))
     summary = json.loads((complete / "summary.json").read_text())
@@ -432,13 +435,14 @@ def test_a_longer_run_ended_before_its_page_is_concluded(copy, dataset, monkeypa
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(command, "write_page", end)
+        patch.setattr(command, "write_run_page", end)
         with pytest.raises(KeyboardInterrupt):
             train(longer, copy)
-    page = copy / "report" / "index.html"
-    assert not page.exists(), "it would be that of the shorter run"
     train(longer, copy)
-    assert f"{UPDATES + 6:,}" in page.read_text()
+    page = (copy / "report" / "index.html").read_text()
+    assert f"Complete: {UPDATES + 6} updates" in page
+    run = json.loads((copy / "run.json").read_text())
+    assert [start["step"] for start in run["starts"]] == [0, UPDATES, UPDATES + 6]
 
 
 def test_a_longer_run_goes_on(complete, copy, dataset):
@@ -740,7 +744,7 @@ def test_a_record_tells_of_held_out_data_after_its_update(
     found = json.loads((report / "held_out.json").read_text())
     # A record has all of so few windows; only the last sums are in float64 here.
     assert found["mse"] == pytest.approx(records[-1]["validation_loss"], rel=1e-6)
-    assert (report / "held_out.png").read_bytes()[:4] == b"\x89PNG"
+    assert found["step"] == 15
     assert "Data: 15 trajectories" in printed
     assert "held out besides: 5 trajectories" in printed
     assert f"Held-out data: mean squared error {found['mse']:.4g}\n" in printed
