@@ -26,7 +26,7 @@ dt-jax [--config FILE] [--workdir DIR] [--mode MODE] [--config.section.key=value
 Keys, each with its default:
 """
 MODES = ["train", "evaluate", "inspect", "export", "collect", "report"]
-OF_A_RUN = ("evaluate", "export", "report")  # without --config, the run's own is taken
+OF_A_RUN = ("evaluate", "export")  # without --config, the run's own is taken
 
 
 def main() -> NoReturn:

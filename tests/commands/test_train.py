@@ -493,7 +493,7 @@ def test_every_key_means_the_run_or_may_change():
         "seed",
         *("data.context_length", "data.max_ep_len", "data.return_scale"),
         *("data.discount", "data.weighting", "data.split_on_dones"),
-        "data.statistics",
+        *("data.statistics", "data.action_scaling"),
         *("data.validation_fraction", "data.store_dtype"),
         *("train.batch_size", "train.init_from"),
     }
@@ -661,6 +661,9 @@ def extreme(tmp_path_factory):
     return make_dataset(path, seed=0, extreme=16)
 
 
+AS_IT_IS = {"data.action_scaling": "none"}  # else it is 1, and all others are 0
+
+
 def steps_of(extreme, config):
     """The updates, from 1, that see the extreme action, each with its start."""
     trajectories = load_trajectories(extreme)
@@ -678,7 +681,7 @@ def steps_of(extreme, config):
 
 @pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
 def test_the_trajectory_that_stops_the_run_is_named(extreme, tmp_path, prompt):
-    changes = {"train.max_bad_updates": 1}
+    changes = {"train.max_bad_updates": 1, **AS_IT_IS}
     step, start = next(steps_of(extreme, make_config(extreme, **changes)))
     status, _, told = prompt(*arguments(extreme, tmp_path, **changes))
     assert status == 3
@@ -690,8 +693,9 @@ def test_the_trajectory_that_stops_the_run_is_named(extreme, tmp_path, prompt):
 def test_bad_updates_are_skipped_and_counted_and_the_run_goes_on(
     extreme, tmp_path, caplog
 ):
-    train(make_config(extreme), tmp_path)
-    bad = {step for step, _ in steps_of(extreme, make_config(extreme))}
+    config = make_config(extreme, **AS_IT_IS)
+    train(config, tmp_path)
+    bad = {step for step, _ in steps_of(extreme, config)}
     assert 0 < len(bad) < UPDATES / 2
     records = records_of(tmp_path)
     assert [r["skipped_updates"] for r in records] == [

@@ -75,6 +75,7 @@ def test_windows_on_paper(clock):
             "skipped_updates": 0,
             "steps_per_second": 2,
             "samples_per_second": 20,
+            "train_runtime": step / 2,
         }
         for step, loss in ((3, (1 + 2 + 3) / 3), (6, (4 + 5 + 6) / 3), (8, (7 + 8) / 2))
     ]
