@@ -15,6 +15,8 @@ from dt_jax.data.scan import check_finite
 STATES = ("observations", "states")  # one of them; we write the first
 ACTIONS, REWARDS = "actions", "rewards"
 ENDS = ("dones", "terminals", "terminations", "truncations", "timeouts")  # any of them
+STRUCT = "train"  # the notebook keeps a trajectory in one struct column of this name
+STATISTICS = ("state_mean", "state_std")  # scalar columns of a dataset beside it
 
 
 class Episode(NamedTuple):
@@ -25,6 +27,16 @@ class Episode(NamedTuple):
     actions: np.ndarray
     rewards: np.ndarray
     dones: np.ndarray | None
+
+
+class Source(NamedTuple):
+    """A dataset of another format: what it says of where it comes from (see
+    `Trajectories.about`), how many episodes it has, and each as `read_episodes` takes
+    it."""
+
+    about: dict
+    num_episodes: int
+    episodes: Iterator[Mapping]
 
 
 class Columns(NamedTuple):

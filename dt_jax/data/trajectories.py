@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import xxhash
@@ -53,8 +53,11 @@ class Trajectories:
       state_mean, state_std: S float32, the dataset's own or computed.
       facts: () -> Facts; waits for the check of the values, and raises a ValueError
         where one is at fault.
-      about: where they come from, where the dataset says it: the `environment`, and
-        the space of its `observations` before they were flattened.
+      about: where they come from, where the dataset says it: the `environment`, its
+        `environment_kwargs` where it can be made again (JSON), the space of its
+        `observations` before they were flattened, the `score_range` by which returns
+        are normalised, and of what was converted the `format`, the `source` and what
+        was `left_out`.
     """
 
     states: Rows
@@ -67,7 +70,7 @@ class Trajectories:
     state_mean: np.ndarray
     state_std: np.ndarray
     facts: Callable[[], Facts]
-    about: Mapping[str, str] = field(default_factory=dict)
+    about: Mapping[str, Any] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.lengths)
