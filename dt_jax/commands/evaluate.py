@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -52,18 +53,21 @@ def evaluate(config: ConfigDict, workdir: Path) -> dict:
 
 def act(config: ConfigDict, workdir: Path) -> dict:
     """What `evaluate` does, but for naming the page."""
+    report = workdir / "data_report.json"
+    if report.is_file():
+        config = with_source(config, read_json(report).get("about", {}))
     name = environment_of(config)
     if not name:
         raise ValueError(
             "eval.environment is empty; expected a Gymnasium id or 'module:callable'"
         )
     trained = load_trained(workdir)
-    if not (workdir / "data_report.json").is_file():
+    if not report.is_file():
         raise FileNotFoundError(
             f"{workdir}/data_report.json: not found; --mode=evaluate expects the "
             "--workdir of a run"
         )
-    data = read_json(workdir / "data_report.json")
+    data = read_json(report)
     scale = trained.normalization["return_scale"]
     returns = {key: scale * level for key, level in data["returns"].items()}
     model = DecisionTransformer(**trained.fields)
@@ -143,12 +147,13 @@ def act(config: ConfigDict, workdir: Path) -> dict:
 
 
 def check_evaluation(
-    config: ConfigDict, model: DecisionTransformer, about: Mapping[str, str]
+    config: ConfigDict, model: DecisionTransformer, about: Mapping[str, Any]
 ) -> None:
     """Refuse, before a long training, what `evaluate` would refuse after it.
 
     `about` is what the data says of where it comes from: see `Trajectories`.
     """
+    config = with_known_environment(config, model, about)
     _numbers("targets", config.eval.targets)
     if len(_numbers("score_range", config.eval.score_range)) not in (0, 2):
         raise ValueError(
@@ -164,8 +169,39 @@ def check_evaluation(
         actor_of("eval.baselines", spec, target_return=0.0, algorithm=algorithm)
 
 
+def with_source(config: ConfigDict, about: Mapping[str, Any]) -> ConfigDict:
+    """What the data knows of its environment, where the config says nothing of it.
+
+    `about` has the arguments of an environment only where it can be made again.
+    """
+    filled = config.copy_and_resolve_references()
+    if not filled.eval.environment and "environment_kwargs" in about:
+        filled.eval.environment = about["environment"]
+        if filled.eval.environment_kwargs == "{}":
+            filled.eval.environment_kwargs = about["environment_kwargs"]
+    if not filled.eval.score_range:
+        filled.eval.score_range = tuple(about.get("score_range", ()))
+    return filled
+
+
+def with_known_environment(
+    config: ConfigDict, model: DecisionTransformer, about: Mapping[str, Any]
+) -> ConfigDict:
+    """As `with_source`; an environment that nobody asked for must not stop a training,
+    so where it cannot be used here a line says why, and there is none."""
+    filled = with_source(config, about)
+    if filled.eval.environment != config.eval.environment:
+        dims = {"state_dim": model.state_dim, "act_dim": model.act_dim}
+        try:
+            check_environment(filled, about, **dims)
+        except ValueError as error:
+            _print_once(f"no evaluation in the data's own environment: {error}")
+            return config
+    return filled
+
+
 def check_environment(
-    config: ConfigDict, about: Mapping[str, str] = MappingProxyType({}), **dims: int
+    config: ConfigDict, about: Mapping[str, Any] = MappingProxyType({}), **dims: int
 ) -> bool:
     """Make one environment, look at its spaces and let it make a step; False: none.
 

@@ -11,7 +11,12 @@ from pathlib import Path
 import jax
 from ml_collections import ConfigDict
 
-from dt_jax.commands.evaluate import act, check_evaluation, environment_of
+from dt_jax.commands.evaluate import (
+    act,
+    check_evaluation,
+    environment_of,
+    with_known_environment,
+)
 from dt_jax.commands.report import draw_training
 from dt_jax.commands.setup import Setup, check_same_run, check_same_start
 from dt_jax.config import naming_keys
@@ -172,8 +177,10 @@ def _conclude(setup, metrics, state, held_out) -> None:
     draw_training(workdir)
     write_json(workdir / "summary.json", summary)
     target = None
-    if environment_of(setup.config):
-        actors = act(setup.config, workdir)["actors"]
+    about = setup.trajectories.about
+    config = with_known_environment(setup.config, setup.model, about)
+    if environment_of(config):
+        actors = act(config, workdir)["actors"]
         target = max(a["target"] for a in actors if a["target"] is not None)
     else:
         write_page(workdir)

@@ -41,8 +41,9 @@ def mapped_folder(path: Path, *, split: str, cache: str | os.PathLike) -> Path:
     if found is None:
         return path
     format_, files = found
-    name = str(path) if not path.exists() else path.resolve().name
-    name = name.replace("/", "-").removesuffix(path.suffix if path.is_file() else "")
+    name = path.stem if path.is_file() else path.name or path.resolve().name
+    if not path.exists():  # it is an id
+        name = str(path).replace("/", "-")
     folder = Path(cache).expanduser() / f"{name}-{_digest(format_, files, name)}"
     if not folder.exists():
         with _alone(folder.parent):
@@ -65,8 +66,8 @@ def convert(path: Path, folder: Path, *, split: str) -> None:
             raise FileNotFoundError(f"path={path}: no such file or folder")
         names = ", ".join(format_.NAME for format_ in _formats())
         raise ValueError(
-            f"path={path}: nothing to convert; expected one of {names} (a dataset saved "
-            "by save_to_disk is read as it is)"
+            f"path={path}: nothing to convert; expected one of {names} (what "
+            "save_to_disk has written is read as it is)"
         )
     _write(folder, *found, path)
 
@@ -124,7 +125,7 @@ def _write(folder, format_, files, path):
 
 @contextmanager
 def _naming(path) -> Iterator[None]:
-    """Errors of the block begin with the path, which `config.naming_keys` makes a key."""
+    """Errors of the block begin with the path; the commands make it a key."""
     try:
         yield
     except (ValueError, FileNotFoundError) as error:

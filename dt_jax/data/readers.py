@@ -53,7 +53,8 @@ def load_trajectories(
     `observations` and `actions` (lists of lists of numbers), `rewards` and `dones`, and
     scalar columns `state_mean` and `state_std`; and HF's gym-replay layout, with the
     same four as plain columns. They may have the names and shapes that
-    `Trajectories.from_episodes` takes. Rows chosen by `select` or `shuffle` are honoured. float32 and float64 alike.
+    `Trajectories.from_episodes` takes. Rows chosen by `select` or `shuffle` are
+    honoured. float32 and float64 alike.
 
     Args:
       split: which one of a `DatasetDict`, or of Parquet files with splits, is read.

@@ -59,14 +59,17 @@ KNOWN |= {
         ("walker2d", "Walker2D", (16.523877, 1623.6476303317536)),
     )
 }
-# What follows the environment's name, by D4RL's rule, with any version at the end.
+# What may follow that beginning, beside a version. D4RL's scores of maze2d are of the
+# sparse reward, so 'dense' may not.
 DATASETS = (
     "random|medium|expert|mixed|medium-replay|full-replay|medium-expert|random-expert|"
-    "human|cloned|complete|partial|play|diverse|sparse"
+    "human|cloned|demos-clipped|expert-clipped|demos|bc-combined|complete|partial|play|"
+    "diverse|sparse"
 )
 
 
 def files(path: Path, split: str) -> list[Path]:
+    """Any HDF5: `read` says what is missing in one that no other format has taken."""
     return [path] if is_hdf5(path) else []
 
 
@@ -96,13 +99,7 @@ def known_by_name(name: str) -> Known | None:
     """What D4RL says of the environment of a dataset called so."""
     name = name.lower().replace("_", "-")
     for start, known in KNOWN.items():
-        ours = rf"{start}(-dense|-v\d)?(-({DATASETS}))+(-v\d+)?"
-        if re.fullmatch(ours, name):
-            # D4RL's scores of maze2d are of the sparse reward.
-            return None if "-dense" in name else known
-        if start.startswith("maze2d") and re.fullmatch(rf"{start}-v\d+", name):
-            return known
-        if start.startswith("antmaze") and re.fullmatch(rf"{start}-v\d+", name):
+        if re.fullmatch(rf"{start}(-({DATASETS}|v\d+))+", name):
             return known
     return None
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from dt_jax.data.episodes import STATISTICS, STRUCT, Source
@@ -21,7 +22,9 @@ SHARD = re.compile(r"(\w[\w.-]*)-\d+-of-\d+")
 def files(path: Path, split: str) -> list[Path]:
     if path.is_file():
         return [path] if path.suffix == ".parquet" else []
-    found = sorted(path.rglob("*.parquet"))
+    # No deeper: it may be a folder of anything.
+    depths = ("*.parquet", "*/*.parquet", "*/*/*.parquet")
+    found = sorted(file for depth in depths for file in path.glob(depth))
     splits = {file: _split_of(file, path) for file in found}
     named = sorted({name for name in splits.values() if name})
     if not named:
@@ -85,7 +88,7 @@ def _array(scalar, name, row):
         if not _is_list(values.type):
             break
         shape.append(len(values))
-        widths = pa.compute.unique(pa.compute.list_value_length(values)).to_pylist()
+        widths = pc.unique(pc.list_value_length(values)).to_pylist()
         if len(widths) > 1:
             raise ValueError(f"{where} has rows of unequal widths")
         values = values.flatten()
