@@ -89,7 +89,8 @@ class Setup:
 
     Raises:
       ValueError, FileNotFoundError: the config, the data or the weights to start from
-        are at fault; nothing has been written but the simulated market and what was converted.
+        are at fault; nothing has been written but the simulated market, or the data
+        where it had to be converted.
     """
 
     def __init__(self, config: ConfigDict, workdir: Path):

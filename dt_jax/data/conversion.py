@@ -69,7 +69,8 @@ def convert(path: Path, folder: Path, *, split: str) -> None:
             f"path={path}: nothing to convert; expected one of {names} (what "
             "save_to_disk has written is read as it is)"
         )
-    _write(folder, *found, path)
+    with _alone(folder.parent):
+        _write(folder, *found, path)
 
 
 def _find(path, split) -> tuple[ModuleType, list[Path]] | None:
@@ -98,7 +99,7 @@ def _formats() -> list[ModuleType]:
 
 def _digest(format_, files, name):
     """Of every byte, and of the names, which may say what the bytes are."""
-    digest = xxhash.xxh3_64(f"{VERSION} {format_.NAME} {name}")
+    digest = xxhash.xxh3_64(f"{VERSION} {format_.NAME} {name}".encode())
     common = os.path.commonpath([file.parent for file in files])
     buffer = memoryview(bytearray(READ_BYTES))
     for file in files:

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from dt_jax.data.episodes import STATISTICS, STRUCT, Source
+from dt_jax.data.episodes import STRUCT, Source
 
 NAME = "Parquet"
 ROWS = 16  # read at once; a row is a whole trajectory
@@ -60,18 +60,25 @@ def _episodes(files):
     for file in files:
         with _open(file) as opened:
             for batch in opened.iter_batches(batch_size=ROWS, use_threads=False):
-                columns = {name: batch.column(name) for name in batch.schema.names}
-                if STRUCT in columns and pa.types.is_struct(columns[STRUCT].type):
-                    struct = columns[STRUCT]
-                    columns = {f.name: struct.field(f.name) for f in struct.type}
-                columns = {
-                    name: column
-                    for name, column in columns.items()
-                    if name not in STATISTICS and _is_list(column.type)
-                }
+                columns = _columns(batch)
                 for place in range(len(batch)):
                     yield {n: _array(c[place], n, row) for n, c in columns.items()}
                     row += 1
+
+
+def _columns(batch):
+    """The columns of lists, which may be the fields of the notebook's one struct."""
+    columns = {name: batch.column(name) for name in batch.schema.names}
+    if STRUCT in columns and pa.types.is_struct(columns[STRUCT].type):
+        struct = columns[STRUCT]
+        columns = {field.name: struct.field(field.name) for field in struct.type}
+    lists = {name: column for name, column in columns.items() if _is_list(column.type)}
+    if not lists:
+        raise ValueError(
+            f"found the columns {', '.join(columns)}, none of lists; expected a "
+            "trajectory a row"
+        )
+    return lists
 
 
 def _array(scalar, name, row):
@@ -92,11 +99,10 @@ def _array(scalar, name, row):
         if len(widths) > 1:
             raise ValueError(f"{where} has rows of unequal widths")
         values = values.flatten()
-    width = [-1] if shape else []
     array = values.to_numpy(zero_copy_only=False)
-    if shape and not shape[0]:
-        return np.zeros((0, 1))
-    return array.reshape([*shape[:1], *width])
+    if not shape:
+        return array
+    return array.reshape(shape[0], -1) if shape[0] else np.zeros((0, 1))
 
 
 def _is_list(kind):
