@@ -22,8 +22,9 @@ from dt_jax.system.progress import progress
 
 VERSION = "1"  # of what is made of a format; another one has all converted anew
 PICKLES = {
-    **dict.fromkeys((".pkl", ".pickle", ".p"), "pickle.load(open({path!r}, 'rb'))"),
-    **dict.fromkeys((".npz", ".npy"), "np.load({path!r}, allow_pickle=True)"),
+    **dict.fromkeys((".pkl", ".pickle", ".p"), "pickle.load(open({0!r}, 'rb'))"),
+    ".npy": "np.load({0!r}, allow_pickle=True)",
+    ".npz": "np.load({0!r}, allow_pickle=True)['arr_0']",
 }
 READ_BYTES = 1 << 22
 
@@ -78,12 +79,12 @@ def _find(path, split) -> tuple[ModuleType, list[Path]] | None:
     if any((path / name).exists() for name in ("state.json", "dataset_dict.json")):
         return None
     if path.suffix in PICKLES and path.is_file():
-        load = PICKLES[path.suffix].format(path=path.name)
+        load = PICKLES[path.suffix].format(str(path))
         raise ValueError(
             f"path={path}: a Python pickle is never loaded, since it may run any code; "
             "if you trust it, convert it in Python: import pickle, numpy as np, "
             f"dt_jax; episodes = {load}; "
-            f"dt_jax.save_trajectories({path.stem!r}, episodes)"
+            f"dt_jax.save_trajectories({str(path.with_suffix(''))!r}, episodes)"
         )
     for format_ in _formats():
         with _naming(path):

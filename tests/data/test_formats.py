@@ -7,7 +7,6 @@ from pathlib import Path
 
 import datasets
 import gymnasium
-import h5py
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -23,6 +22,7 @@ from dt_jax.data.formats.minari import flatten_steps
 from dt_jax.data.readers import load_trajectories
 from dt_jax.data.trajectories import Trajectories
 
+h5py = pytest.importorskip("h5py")
 EXAMPLES = settings(
     max_examples=5,
     deadline=None,
@@ -173,7 +173,9 @@ def test_minari_of_several_parts_is_flattened_as_environments_are(data_format):
 
     def columns(steps):  # an array of all steps for each part
         return {
-            "where": tuple(np.array(x) for x in zip(*(s["where"] for s in steps))),
+            "where": tuple(
+                np.array(x) for x in zip(*(s["where"] for s in steps), strict=True)
+            ),
             "a": np.array([s["a"] for s in steps]),
             "matrix": np.array([s["matrix"] for s in steps]),
         }
@@ -199,7 +201,9 @@ def test_minari_of_several_parts_is_flattened_as_environments_are(data_format):
     name = write_minari(
         "image-v0", make_episodes((1,)), data_format, image, lambda _: eyes
     )
-    with pytest.raises(ValueError, match="its observations hold Box.*expected vectors"):
+    with pytest.raises(
+        ValueError, match=r"its observations hold Box.*expected vectors"
+    ):
         load_trajectories(name)
 
 
@@ -407,5 +411,5 @@ def test_faults_of_minari(tmp_path):
     name = write_minari("cut-v0", make_episodes(), "hdf5")
     file = tmp_path / "minari" / name / "data" / "main_data.hdf5"
     file.write_bytes(file.read_bytes()[:-900])
-    with pytest.raises(ValueError, match="path=cut-v0: .*not a readable Minari"):
+    with pytest.raises(ValueError, match=r"path=cut-v0: .*not a readable Minari"):
         load_trajectories(name)
