@@ -174,13 +174,17 @@ def with_source(config: ConfigDict, about: Mapping[str, Any]) -> ConfigDict:
 
     `about` has the arguments of an environment only where it can be made again.
     """
+    known = {}
+    if not config.eval.environment and "environment_kwargs" in about:
+        known["environment"] = about["environment"]
+        if config.eval.environment_kwargs == "{}":
+            known["environment_kwargs"] = about["environment_kwargs"]
+    if not config.eval.score_range and "score_range" in about:
+        known["score_range"] = tuple(about["score_range"])
+    if not known:
+        return config
     filled = config.copy_and_resolve_references()
-    if not filled.eval.environment and "environment_kwargs" in about:
-        filled.eval.environment = about["environment"]
-        if filled.eval.environment_kwargs == "{}":
-            filled.eval.environment_kwargs = about["environment_kwargs"]
-    if not filled.eval.score_range:
-        filled.eval.score_range = tuple(about.get("score_range", ()))
+    filled.eval.update(known)
     return filled
 
 

@@ -16,7 +16,6 @@ from types import ModuleType
 
 import xxhash
 
-from dt_jax.data import formats
 from dt_jax.data.writer import save_trajectories
 from dt_jax.system.progress import progress
 
@@ -94,8 +93,10 @@ def _find(path, split) -> tuple[ModuleType, list[Path]] | None:
 
 
 def _formats() -> list[ModuleType]:
-    names = sorted(module.name for module in pkgutil.iter_modules(formats.__path__))
-    return [importlib.import_module(f"{formats.__name__}.{name}") for name in names]
+    """In the order of their names: D4RL's takes the HDF5 that d3rlpy's leaves."""
+    folder = Path(__file__).with_name("formats")
+    names = sorted(module.name for module in pkgutil.iter_modules([str(folder)]))
+    return [importlib.import_module(f"dt_jax.data.formats.{name}") for name in names]
 
 
 def _digest(format_, files, name):

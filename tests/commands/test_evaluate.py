@@ -274,7 +274,8 @@ def test_what_is_structured_and_endless_is_collected_and_acted_upon(tmp_path, ca
     config.eval.targets = (-5.0,)
     train(config, tmp_path / "run")
     assert report_of(tmp_path / "run")["environment"] == known["environment"]
-    assert report_of(tmp_path / "run")["score_range"] == [-70, -5]
+    reference = {"low": -70, "high": -5, "given": True}
+    assert report_of(tmp_path / "run")["reference"] == reference
     assert "cut by a time limit: 4 of 4 episodes" in capsys.readouterr().out
     (policy, chance) = report_of(tmp_path / "run")["actors"]
     assert policy["lengths"] == chance["lengths"] == [12, 12]

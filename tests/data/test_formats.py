@@ -3,6 +3,7 @@
 
 import json
 import os
+import sys
 from pathlib import Path
 
 import datasets
@@ -413,3 +414,14 @@ def test_faults_of_minari(tmp_path):
     file.write_bytes(file.read_bytes()[:-900])
     with pytest.raises(ValueError, match=r"path=cut-v0: .*not a readable Minari"):
         load_trajectories(name)
+
+
+@pytest.mark.parametrize("package", ["h5py", "minari"])
+def test_a_missing_package_is_named(tmp_path, monkeypatch, package):
+    if package == "minari":
+        path = write_minari("mine-v0", make_episodes(), "hdf5")
+    else:
+        path = write_d4rl(tmp_path / "a.hdf5", make_episodes())
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(ValueError, match=rf"pip install '?{package}.*dt-jax\["):
+        load_trajectories(path)
