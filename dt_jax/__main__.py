@@ -21,11 +21,12 @@ dt-jax [--config FILE] [--workdir DIR] [--mode MODE] [--config.section.key=value
               inspect   print the data report, train nothing
               export    write the weights for Hugging Face's transformers
               collect   let collect.actor act, write its episodes as a dataset
+              convert   write data.path as a dataset that is mapped, train nothing
               report    write the page of a run from what lies in its folder
 
 Keys, each with its default:
 """
-MODES = ["train", "evaluate", "inspect", "export", "collect", "report"]
+MODES = ["train", "evaluate", "inspect", "export", "collect", "convert", "report"]
 OF_A_RUN = ("evaluate", "export")  # without --config, the run's own is taken
 
 

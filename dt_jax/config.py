@@ -39,8 +39,14 @@ def default_config() -> ConfigDict:
     config.seed = 0
 
     config.data = data = ConfigDict()
-    # A folder saved by `save_to_disk`; empty: the simulated market, made once.
+    # A folder saved by `save_to_disk`, a Minari id or folder, an HDF5 file of D4RL or
+    # d3rlpy, Parquet; empty: the simulated market, made once.
     data.path = ""
+    # Which split of a dataset is read, where it has splits.
+    data.split = "train"
+    # What cannot be memory-mapped is converted once into this folder; empty: the
+    # folder `converted` beside the workdir.
+    data.cache = ""
     # Steps of a segment (the collator's max_len).
     data.context_length = 20
     # Timesteps from here on are read as the one before (the collator's max_ep_len).
@@ -142,8 +148,8 @@ def default_config() -> ConfigDict:
 
     # After training, and with --mode=evaluate, the model acts towards each target.
     config.eval = evaluation = ConfigDict()
-    # A Gymnasium id or 'module:callable'; empty: the simulated market where data.path
-    # is empty, else none.
+    # A Gymnasium id or 'module:callable'; empty: what the data is known to come from,
+    # or none.
     evaluation.environment = ""
     # Arguments of the environment, as JSON: '{"market": "prices.csv"}'.
     evaluation.environment_kwargs = "{}"
@@ -162,8 +168,8 @@ def default_config() -> ConfigDict:
     # Others to compare with, on the same seeds: 'module:callable' (observations ->
     # actions), a .zip of stable-baselines3, a workdir or a Hugging Face folder.
     evaluation.baselines = ()
-    # Returns that are normalised to 0 and to 100; empty: that of random actions, and
-    # the data's 90 % quantile.
+    # Returns that are normalised to 0 and to 100; empty: those published with the data,
+    # else that of random actions and the data's 90 % quantile.
     evaluation.score_range = ()
 
     # --mode=collect: an actor's episodes in eval.environment, to <workdir>/dataset.

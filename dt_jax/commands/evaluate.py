@@ -9,6 +9,7 @@ from contextlib import closing
 from itertools import chain
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -62,6 +63,9 @@ def evaluate(config: ConfigDict, workdir: Path) -> dict:
 
 def act(config: ConfigDict, workdir: Path) -> dict:
     """What `evaluate` does, but for the page."""
+    report = workdir / "data_report.json"
+    if report.is_file():
+        config = with_source(config, read_json(report).get("about", {}))
     name = environment_of(config)
     if not name:
         raise ValueError(
@@ -69,12 +73,12 @@ def act(config: ConfigDict, workdir: Path) -> dict:
         )
     check_wandb(config.log.wandb)
     trained = load_trained(workdir)
-    if not (workdir / "data_report.json").is_file():
+    if not report.is_file():
         raise FileNotFoundError(
             f"{workdir}/data_report.json: not found; --mode=evaluate expects the "
             "--workdir of a run"
         )
-    data = read_json(workdir / "data_report.json")
+    data = read_json(report)
     scale = trained.normalization["return_scale"]
     returns = {key: scale * level for key, level in data["returns"].items()}
     model = DecisionTransformer(**trained.fields)
@@ -174,12 +178,13 @@ def track(
 
 
 def check_evaluation(
-    config: ConfigDict, model: DecisionTransformer, about: Mapping[str, str]
+    config: ConfigDict, model: DecisionTransformer, about: Mapping[str, Any]
 ) -> None:
     """Refuse, before a long training, what `evaluate` would refuse after it.
 
     `about` is what the data says of where it comes from: see `Trajectories`.
     """
+    config = with_known_environment(config, model, about)
     _numbers("targets", config.eval.targets)
     if len(_numbers("score_range", config.eval.score_range)) not in (0, 2):
         raise ValueError(
@@ -187,26 +192,60 @@ def check_evaluation(
         )
     if config.eval.episodes < 1:
         raise ValueError(f"eval.episodes={config.eval.episodes}: expected at least 1")
-    fits = {
-        "state_dim": model.state_dim,
-        "act_dim": model.act_dim,
-        "action_sizes": model.action_sizes,
-    }
     if config.eval.sample and not model.action_sizes:
         raise ValueError("eval.sample=True: the data's actions are not discrete")
     if not config.eval.temperature > 0:
         raise ValueError(
             f"eval.temperature={config.eval.temperature}: expected above 0"
         )
-    if not check_environment(config, about, **fits):
+    if not check_environment(config, about, **_sizes(model)):
         return
     for spec in config.eval.baselines:
         algorithm = config.collect.algorithm
         actor_of("eval.baselines", spec, target_return=0.0, algorithm=algorithm)
 
 
+def with_source(config: ConfigDict, about: Mapping[str, Any]) -> ConfigDict:
+    """What the data knows of its environment, where the config says nothing of it.
+
+    `about` has the arguments of an environment only where it can be made again.
+    """
+    known = {}
+    if not config.eval.environment and "environment_kwargs" in about:
+        known["environment"] = about["environment"]
+        if config.eval.environment_kwargs == "{}":
+            known["environment_kwargs"] = about["environment_kwargs"]
+    if not config.eval.score_range and "score_range" in about:
+        known["score_range"] = tuple(about["score_range"])
+    if not known:
+        return config
+    filled = config.copy_and_resolve_references()
+    filled.eval.update(known)
+    return filled
+
+
+def with_known_environment(
+    config: ConfigDict, model: DecisionTransformer, about: Mapping[str, Any]
+) -> ConfigDict:
+    """As `with_source`; an environment that nobody asked for must not stop a training,
+    so where it cannot be used here a line says why, and there is none."""
+    filled = with_source(config, about)
+    if filled.eval.environment != config.eval.environment:
+        try:
+            check_environment(filled, about, **_sizes(model))
+        except ValueError as error:
+            _print_once(f"no evaluation in the data's own environment: {error}")
+            return config
+    return filled
+
+
+def _sizes(model):
+    names = ("state_dim", "act_dim", "action_sizes")
+    return {name: getattr(model, name) for name in names}
+
+
 def check_environment(
-    config: ConfigDict, about: Mapping[str, str] = MappingProxyType({}), **fits
+    config: ConfigDict, about: Mapping[str, Any] = MappingProxyType({}), **fits
 ) -> bool:
     """Make one environment, look at its spaces and let it make a step; False: none.
 

@@ -58,6 +58,8 @@ HF_ONLY_FIELDS = (
 FREE_SECTIONS = ("eval", "collect", "distributed", "log")
 FREE_KEYS = {
     "data.path",
+    "data.split",
+    "data.cache",
     "data.placement",
     "train.num_train_epochs",
     "train.max_steps",
@@ -91,7 +93,8 @@ class Setup:
 
     Raises:
       ValueError, FileNotFoundError: the config, the data or the weights to start from
-        are at fault; nothing has been written but the simulated market.
+        are at fault; nothing has been written but the simulated market, or the data
+        where it had to be converted.
     """
 
     def __init__(self, config: ConfigDict, workdir: Path):
@@ -127,6 +130,8 @@ class Setup:
         with distributed.timed(f"reading {path}"):
             self.trajectories = load_trajectories(
                 path,
+                split=data.split,
+                cache=data.cache or workdir.absolute().parent / "converted",
                 statistics=data.statistics,
                 split_on_dones=data.split_on_dones,
                 discount=data.discount,
@@ -291,7 +296,7 @@ def check_same_start(setup: Setup) -> None:
     mine |= {"data": setup.trajectories.fingerprint()}
     firsts = distributed.broadcast(mine)
     with distributed.raise_everywhere():
-        for key in sorted(mine.keys() - {"data.path"}):
+        for key in sorted(mine.keys() - {"data.path", "data.cache"}):
             if mine[key] != firsts[key]:
                 raise ValueError(
                     f"{key}={mine[key]} here, but {firsts[key]} in process 0; give all "

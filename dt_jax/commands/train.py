@@ -20,7 +20,13 @@ from absl import logging
 from ml_collections import ConfigDict
 
 import dt_jax
-from dt_jax.commands.evaluate import act, check_evaluation, environment_of, track
+from dt_jax.commands.evaluate import (
+    act,
+    check_evaluation,
+    environment_of,
+    track,
+    with_known_environment,
+)
 from dt_jax.commands.setup import Setup, check_same_start
 from dt_jax.config import flatten, naming_keys
 from dt_jax.reporting.run_page import write_run_page
@@ -189,8 +195,10 @@ def _conclude(setup, metrics, state, held_out) -> None:
     if errors:
         write_json(workdir / "report" / "held_out.json", {"step": step, **errors})
     target = None
-    if environment_of(setup.config):
-        actors = act(setup.config, workdir)["actors"]
+    about = setup.trajectories.about
+    config = with_known_environment(setup.config, setup.model, about)
+    if environment_of(config):
+        actors = act(config, workdir)["actors"]
         target = max(a["target"] for a in actors if a["target"] is not None)
     else:
         track(setup.config, workdir, metrics.step)

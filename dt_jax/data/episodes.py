@@ -16,6 +16,8 @@ STATES = ("observations", "states")  # one of them; we write the first
 ACTIONS, REWARDS = "actions", "rewards"
 MOST_CHOICES = 1 << 16  # of a dimension of discrete actions
 ENDS = ("dones", "terminals", "terminations", "truncations", "timeouts")  # any of them
+STRUCT = "train"  # the notebook keeps a trajectory in one struct column of this name
+STATISTICS = ("state_mean", "state_std")  # scalar columns of a dataset beside it
 
 
 class Episode(NamedTuple):
@@ -26,6 +28,16 @@ class Episode(NamedTuple):
     actions: np.ndarray
     rewards: np.ndarray
     dones: np.ndarray | None
+
+
+class Source(NamedTuple):
+    """A dataset of another format: what it says of where it comes from (see
+    `Trajectories.about`), how many episodes it has, and each as `read_episodes` takes
+    it."""
+
+    about: dict
+    num_episodes: int
+    episodes: Iterator[Mapping]
 
 
 class Columns(NamedTuple):

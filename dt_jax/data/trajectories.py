@@ -9,7 +9,7 @@ and the statistics of the states. Nothing here copies the states or knows a file
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import xxhash
@@ -62,8 +62,11 @@ class Trajectories:
         before `facts`.
       facts: () -> Facts; waits for the check of the values, and raises a ValueError
         where one is at fault.
-      about: where they come from, where the dataset says it: the `environment`, and
-        the space of its `observations` before they were flattened.
+      about: where they come from, where the dataset says it: the `environment`, its
+        `environment_kwargs` where it can be made again (JSON), the space of its
+        `observations` before they were flattened, the `score_range` by which returns
+        are normalised, and of what was converted the `format`, the `source` and what
+        was `left_out`.
     """
 
     states: Rows
@@ -78,7 +81,7 @@ class Trajectories:
     action_sizes: tuple[int, ...]
     action_range: Callable[[], tuple[np.ndarray, np.ndarray]]
     facts: Callable[[], Facts]
-    about: Mapping[str, str] = field(default_factory=dict)
+    about: Mapping[str, Any] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.lengths)

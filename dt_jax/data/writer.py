@@ -10,6 +10,7 @@ import os
 import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -19,10 +20,11 @@ from dt_jax.data.episodes import (
     ENDS,
     REWARDS,
     STATES,
+    STATISTICS,
+    STRUCT,
     is_discrete,
     read_episodes,
 )
-from dt_jax.data.readers import STATISTICS, STRUCT
 from dt_jax.data.statistics import STD_EPSILON
 from dt_jax.system.files import scratch
 
@@ -33,7 +35,7 @@ def save_trajectories(
     path: str | os.PathLike,
     episodes: Iterable[Mapping],
     *,
-    about: Mapping[str, str] | None = None,
+    about: Mapping[str, Any] | None = None,
 ) -> None:
     """Write episodes to `path` in the notebook's layout, streaming, all or nothing.
 
@@ -44,7 +46,7 @@ def save_trajectories(
         episode without `dones` is done at its last step. With at least S episodes the
         columns `state_mean` and `state_std` are written too (shorter columns cannot
         hold them, and a reader computes them).
-      about: where they come from; `Trajectories.about` gives it back.
+      about: where they come from, for JSON; `Trajectories.about` gives it back.
 
     Raises:
       ValueError: `path` exists, or an episode is at fault.

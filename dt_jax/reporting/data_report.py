@@ -104,6 +104,7 @@ def describe_data(report: dict, *, with_memory: bool = True) -> str:
         f"state_dim {report['state_dim']}, act_dim {report['act_dim']}, "
         f"{_bytes(report['bytes'])}",
         *([f"  held out besides: {held_out:,} trajectories"] if held_out else []),
+        *_source(report["about"]),
         "  " + " " * 22 + "".join(f"{q:>11s}" for q in report["lengths"]),
         row("length", report["lengths"]),
         row("return / scale", report["returns"]),
@@ -248,6 +249,24 @@ def _warnings(report, sampler, action_tanh):
             "signal; targets must be of this size too"
         )
     return warnings
+
+
+def _source(about):
+    """Lines on where data that was converted comes from, and what it knows."""
+    if "format" not in about:
+        return
+    left_out = f"; left out: {about['left_out']}" if "left_out" in about else ""
+    yield f"  converted from {about['format']}, {about['source']}{left_out}"
+    if about.get("observations"):
+        yield f"  observations, flattened: {about['observations']}"
+    known = []
+    if "environment_kwargs" in about:
+        known.append(f"eval.environment={about['environment']}")
+    if "score_range" in about:
+        low, high = about["score_range"]
+        known.append(f"eval.score_range=({low:.6g}, {high:.6g})")
+    if known:
+        yield f"  unless you set them: {', '.join(known)}"
 
 
 def _few(numbers):

@@ -279,3 +279,26 @@ def test_the_text_fits_a_screen_and_the_dict_json(make):
     assert text.startswith(f"Data: {report['trajectories']} trajectories")
     assert all(warning in text for warning in report["warnings"])
     assert len(report["warnings"]) in (0, len(WARNINGS) - 1)  # computed: they fit
+
+
+def test_what_was_converted_says_where_it_comes_from():
+    about = {
+        "format": "Minari",
+        "source": "D4RL/pen/human-v2",
+        "left_out": "the last 5 steps, an episode without end",
+        "observations": "Dict('a': Box)",
+        "environment": "robotics:Pen-v1",
+        "environment_kwargs": "{}",
+        "score_range": [96.262799, 3076.8331],
+    }
+    report = report_of(make_episodes()) | {"about": about}
+    lines = describe_data(report).splitlines()
+    assert max(map(len, lines)) <= 80
+    told = " ".join(" ".join(lines).split())
+    assert (
+        "converted from Minari, D4RL/pen/human-v2; left out: the last 5 steps, an "
+        "episode without end observations, flattened: Dict('a': Box) unless you set "
+        "them: eval.environment=robotics:Pen-v1, eval.score_range=(96.2628, 3076.83)"
+    ) in told
+    collected = {"environment": "CartPole-v1", "observations": "Dict('a': Box)"}
+    assert "CartPole" not in describe_data(report | {"about": collected})
