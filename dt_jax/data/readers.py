@@ -17,13 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from dt_jax.data.conversion import mapped_folder
-from dt_jax.data.episodes import (
-    STATISTICS,
-    STRUCT,
-    Columns,
-    count_steps,
-    name_columns,
-)
+from dt_jax.data.episodes import STATISTICS, STRUCT, Columns, count_steps, name_columns
 from dt_jax.data.scan import is_finite
 from dt_jax.data.trajectories import Trajectories
 

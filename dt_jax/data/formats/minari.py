@@ -15,6 +15,7 @@ import numpy as np
 from dt_jax.data.episodes import Source
 
 NAME = "Minari"
+AT_ONCE = 16  # episodes
 METADATA = "metadata.json"
 STORED = "data_format"  # a key of the metadata, by which they are known
 
@@ -95,13 +96,10 @@ def flatten_steps(space, values) -> np.ndarray:
 
 
 def _episodes(dataset):
-    space = dataset.observation_space
+    space, steps = dataset.observation_space, 0
     first = getattr(dataset.action_space, "start", 0)  # choices are counted from 0
-    for number in range(len(dataset)):
-        try:
-            episode = dataset[number]  # alone: Arrow would read ahead
-        except Exception as error:
-            raise _unreadable(error, f"episode {number}: ") from None
+    for episode in _read(dataset):
+        steps += len(episode)
         if not isinstance(episode.actions, np.ndarray):
             raise ValueError(
                 f"its actions are {' '.join(str(dataset.action_space).split())}, "
@@ -114,6 +112,20 @@ def _episodes(dataset):
             "terminations": episode.terminations,
             "truncations": episode.truncations,
         }
+    if steps != dataset.total_steps:  # Minari reads no more than 131,072 of an episode
+        raise ValueError(
+            f"read {steps:,} steps, but its metadata has {dataset.total_steps:,}"
+        )
+
+
+def _read(dataset):
+    """Its episodes, few at once: HDF5 is opened each time, and Arrow reads ahead."""
+    for first in range(0, len(dataset), AT_ONCE):
+        some = dataset.episode_indices[first : first + AT_ONCE]
+        try:
+            yield from dataset.iterate_episodes(some)
+        except Exception as error:  # of other packages
+            raise _unreadable(error, f"from episode {first} on: ") from None
 
 
 def _environment(metadata):
