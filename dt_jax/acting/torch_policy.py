@@ -59,12 +59,14 @@ class Policy:
         }
 
     @torch.no_grad()
-    def act(self, state, reward: float = 0.0) -> torch.Tensor:
+    def act(self, state, reward: float | None = None) -> torch.Tensor:
         """The next action (A), for a raw state (S) and what the last action brought.
 
         Of discrete actions it is whole numbers, or one where they have one dimension.
-        The reward is not read at the first step of an episode.
+        The reward is not read at the first step of an episode; the others need it.
         """
+        if self._time and reward is None:
+            raise ValueError("reward: expected what the action before brought")
         if self._time and self._discount:  # at 0 the target is asked for at each step
             farthest = FARTHEST * self._return_scale
             to_go = (self._to_go - float(reward)) / self._discount

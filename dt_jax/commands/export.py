@@ -27,10 +27,6 @@ def export(config: ConfigDict, workdir: Path) -> None:
     del config  # the run has its own
     trained = load_trained(workdir)
     folder, model = workdir / "hf", DecisionTransformer(**trained.fields)
-    export_hf(folder, model, trained.params, trained.normalization)
-    acting = files("dt_jax.acting").joinpath("torch_policy.py").read_bytes()
-    with replacing(folder / "acting.py") as unfinished:
-        unfinished.write_bytes(acting)
     card = model_card(
         _recipe(read_json(workdir / "config.json")),
         read_json(workdir / "data_report.json"),
@@ -41,6 +37,10 @@ def export(config: ConfigDict, workdir: Path) -> None:
         evaluation=_found(workdir, "evaluation", trained.step),
         held_out=_found(workdir, "held_out", trained.step),
     )
+    export_hf(folder, model, trained.params, trained.normalization)
+    acting = files("dt_jax.acting").joinpath("torch_policy.py").read_bytes()
+    with replacing(folder / "acting.py") as unfinished:
+        unfinished.write_bytes(acting)
     with replacing(folder / "README.md") as unfinished:
         unfinished.write_text(card, encoding="utf-8")
     print(f"{folder}: DecisionTransformerModel.from_pretrained opens it")

@@ -133,8 +133,9 @@ class TensorBoard:
                 key: value if isinstance(value, bool | int | float) else str(value)
                 for key, value in self._hparams.items()
             }
-            for summary in hparams(plain, {"train/loss": 0}):
-                self._put(0, summary=summary)
+            # Given an experiment too, TensorBoard shows no metrics but its own.
+            _experiment, session, _end = hparams(plain, {})
+            self._put(0, summary=session)
             rows = "\n".join(f"| {key} | {value} |" for key, value in plain.items())
             self._put(0, summary=text("config", f"| key | value |\n|---|---|\n{rows}"))
 

@@ -54,3 +54,6 @@ def test_actions_of_every_kind(tmp_path, sizes, normalization):
         np.testing.assert_allclose(theirs.act(state, reward), action, **tolerance)
         seen.add(str(action))
     assert len(seen) > 2
+    for policy in (ours, theirs):
+        with pytest.raises(ValueError, match=r"^reward"):
+            policy.act(state)

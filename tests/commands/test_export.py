@@ -224,6 +224,14 @@ def test_what_is_no_model_is_refused(dataset, tmp_path):
         export(make_config(dataset), tmp_path / "unsaved")
 
 
+def test_a_folder_that_is_no_run_stays_as_it_is(workdir, dataset, tmp_path):
+    copy = Path(shutil.copytree(workdir / "hf", tmp_path / "copy"))
+    before = sorted(copy.iterdir())
+    with pytest.raises(FileNotFoundError, match=r"data_report\.json: no such file"):
+        export(make_config(dataset), copy)
+    assert sorted(copy.iterdir()) == before
+
+
 def test_a_nan_in_given_weights_is_named(workdir, dataset, tmp_path):
     from safetensors.numpy import load_file, save_file
 

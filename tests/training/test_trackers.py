@@ -77,6 +77,7 @@ def test_tensorboard_shows_the_config_as_hyperparameters_and_as_text(tmp_path):
     with closing(TensorBoard(tmp_path, hparams=HPARAMS)) as board:
         board.write(1, {"train/loss": 0.5})
     found = {value.tag: value for _, value in values_in(tmp_path)}
+    assert "_hparams_/experiment" not in found  # its own metrics would be all shown
     content = found["_hparams_/session_start_info"].metadata.plugin_data.content
     hparams = HParamsPluginData.FromString(content).session_start_info.hparams
     assert hparams["seed"].number_value == 3
