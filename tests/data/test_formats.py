@@ -161,6 +161,22 @@ def test_minari(at, data_format, lengths, by_id):
 
 
 @pytest.mark.parametrize("data_format", ["hdf5", "arrow"])
+def test_minaris_choices_are_discrete_actions_from_0_on(data_format):
+    episodes = make_episodes((3, 2))
+    chosen = [np.array([-1, 1, 0]), np.array([1, 1])]
+    given = [
+        episode | {"actions": actions}
+        for episode, actions in zip(episodes, chosen, strict=True)
+    ]
+    moves = spaces.Discrete(3, start=-1)
+    found = load_trajectories(
+        write_minari("mine/choices-v0", given, data_format, action_space=moves)
+    )
+    assert found.action_sizes == (3,)
+    assert [found[i]["actions"].ravel().tolist() for i in (0, 1)] == [[0, 2, 1], [2, 2]]
+
+
+@pytest.mark.parametrize("data_format", ["hdf5", "arrow"])
 def test_minari_of_several_parts_is_flattened_as_environments_are(data_format):
     space = spaces.Dict(
         {
