@@ -532,7 +532,7 @@ WRONG += [
         ("model.n_inner", -1, "at least 1"),
         ("model.max_ep_len", 3, "data.max_ep_len=4"),
         ("model.activation_function", "prelu", "expected one of gelu"),
-        ("model.dtype", "int8", "expected float32, bfloat16 or float16"),
+        ("model.dtype", "int8", "expected one of float32, bfloat16, float16"),
         ("model.layer_norm_epsilon", -1.0, "0 or more"),
         ("model.initializer_range", INF, "finite"),
         ("model.resid_pdrop", 1.5, "0 to 1"),

@@ -19,6 +19,7 @@ import pyarrow as pa
 from dt_jax.data.episodes import Columns, count_steps, name_columns
 from dt_jax.data.scan import is_finite
 from dt_jax.data.trajectories import Trajectories
+from dt_jax.system.text import check_choice
 
 if TYPE_CHECKING:
     import datasets
@@ -55,8 +56,7 @@ def load_trajectories(
       FileNotFoundError: there is no dataset at `path`.
       ValueError: a column is missing, of another type, or holds faulty values.
     """
-    if statistics not in ("stored", "computed"):
-        raise ValueError(f"statistics={statistics}: expected stored or computed")
+    check_choice("statistics", statistics, ("stored", "computed"))
     if isinstance(path, str | os.PathLike):
         path = Path(path).expanduser()
     table, chosen, source = _open(path)
