@@ -26,6 +26,7 @@ from dt_jax.reporting.evaluation_tables import (
 )
 from dt_jax.reporting.html_page import write_page
 from dt_jax.system.files import read_json, write_json
+from dt_jax.system.text import fit
 from dt_jax.trading import backtest
 from dt_jax.trading.environment import TradingEnv
 from dt_jax.training.checkpoint import load_trained
@@ -46,7 +47,7 @@ def evaluate(config: ConfigDict, workdir: Path) -> dict:
         targets or the baselines do not fit it.
     """
     found = act(config, workdir)
-    print(f"  {workdir / 'report' / 'index.html'}  all of it on one page")
+    print(fit(f"  {workdir / 'report' / 'index.html'}  all of it on one page"))
     return found
 
 
@@ -205,7 +206,7 @@ def _name_unused(environment):
 
 @functools.cache
 def _print_once(line):
-    print(line, flush=True)
+    print(fit(line), flush=True)
 
 
 def environment_of(config: ConfigDict) -> str:

@@ -68,23 +68,36 @@ def check_choice(key: str, value: str, choices: Iterable[str]) -> None:
       ValueError: 'key=value: expected one of ...; did you mean ...?'
     """
     choices = list(choices)
-    if value in choices:
-        return
+    if value not in choices:
+        raise ValueError(wrong_choice(key, value, choices))
+
+
+def wrong_choice(key: str, value: str, choices: list[str]) -> str:
+    """The error of `check_choice`."""
     many = "one of " + ", ".join(choices)
     expected = " or ".join(choices) if len(choices) < 3 else many
     found = nearest(value, choices)
-    asked = f"; did you mean {found[0]}?" if found else ""
-    raise ValueError(f"{key}={value!r}: expected {expected}{asked}")
+    asked = f"; did you mean {' or '.join(found)}?" if found else ""
+    return f"{key}={value!r}: expected {expected}{asked}"
 
 
 def nearest(word: str, words: Iterable[str]) -> list[str]:
-    """Those that may have been meant by a mistyped word, the likeliest first."""
-    plain = {_plain(known): known for known in words}
-    typed = _plain(word)
-    close = difflib.get_close_matches(typed, plain, n=3, cutoff=0.6)
-    begun = [known for known in plain if len(typed) > 1 and known.startswith(typed)]
-    return [plain[known] for known in dict.fromkeys(close + begun)]
+    """Those that may be meant by a mistyped word, at most three, the likeliest first.
+
+    'batch' is near 'batch_size' and 'epochs' near 'num_train_epochs': all parts of the
+    one begin parts of the other, which counts more than that letters agree.
+    """
+    scores = {known: _likeness(word, known) for known in words}
+    least = max(0.65, max(scores.values(), default=0.0) - 0.15)
+    found = [known for known in scores if scores[known] >= least]
+    return sorted(found, key=scores.get, reverse=True)[:3]
 
 
-def _plain(word):
-    return re.sub(r"[^a-z0-9]", "", word.lower())
+def _likeness(typed, known):
+    typed, known = (re.findall("[a-z0-9]+", word.lower()) for word in (typed, known))
+    letters = "".join(typed), "".join(known)
+    if letters[0] == letters[1]:
+        return 2.0
+    begun = typed and all(any(k.startswith(t) for k in known) for t in typed)
+    alike = difflib.SequenceMatcher(None, *letters, autojunk=False).ratio()
+    return alike + 0.4 * bool(begun)
