@@ -86,7 +86,7 @@ def _run(argv) -> int:
         keep_compiled()
         auto = workdir_flag.value == "auto"
         if auto:
-            given = config_flags.get_override_values(config_flag)
+            given = config_flags.get_override_values(flags.FLAGS["config"])
             workdir = Path("runs", prompt.run_name(name, given))
         return _command(mode, checked, workdir, auto)
     except (ValueError, OSError) as error:

@@ -310,8 +310,7 @@ def unknown(key: str) -> str:
         known.setdefault(full.rpartition(".")[2], []).append(full)
     names = nearest(SYNONYMS.get(name.lower(), name), known)
     found = [full for name in names for full in known[name]]
-    if len(names) > 1:  # where it is unclear, its section tells
-        found = [k for k in found if k.startswith(f"{section}.")] or found
+    found = [k for k in found if k.startswith(f"{section}.")] or found
     if not found:
         return "no such key; dt_jax/config.py has them all"
     return f"no such key; did you mean {' or '.join(found)}?"

@@ -143,10 +143,12 @@ def run_name(recipe: str, changed: Mapping[str, object]) -> str:
     In it are letters, digits and '-_.' alone, and there are at most 75 of them.
     """
     keys = (f"{key.rpartition('.')[2]}_{_last(v)}" for key, v in changed.items())
-    name = re.sub(r"[^A-Za-z0-9._-]+", "-", "-".join([recipe, *keys]))
+    name = re.sub(r"[^A-Za-z0-9._]+", "-", "-".join([recipe, *keys]))
     return name[:75].strip("-.")
 
 
 def _last(value):
     """Of a path its last part, which tells most."""
+    if isinstance(value, tuple):
+        return "-".join(map(_last, value))
     return str(value).rstrip("/").rpartition("/")[2]

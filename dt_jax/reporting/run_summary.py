@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from dt_jax.system.files import free_folder
-from dt_jax.system.text import command, fit
+from dt_jax.system.text import WIDTH, command, fit
 
 
 def describe_run(
@@ -100,11 +100,17 @@ def _next(workdir, data_path, target):
         [
             *_commands(ways),
             "  # act in Python",
-            f"  policy = dt_jax.Policy.load({str(workdir)!r})",
+            _load(workdir),
             f"  policy.reset({'YOUR_TARGET' if target is None else f'{target:.6g}'})",
             "  action = policy.act(state)",
         ]
     )
+
+
+def _load(workdir):
+    begin, end = "  policy = dt_jax.Policy.load(", ")"
+    line = f"{begin}{str(workdir)!r}{end}"
+    return line if len(line) <= WIDTH else f"{begin}\n      {str(workdir)!r}\n  {end}"
 
 
 def _commands(ways: Mapping[str, list[str]]) -> Iterator[str]:

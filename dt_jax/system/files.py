@@ -78,7 +78,7 @@ def free_folder(path: Path) -> Path:
 def another(workdir: Path) -> str:
     """What to do where a workdir is taken: choose another one, which is named."""
     # 1e-5 ends in no number of a run.
-    name = re.sub(r"(?<!e)-\d+$", "", workdir.name)
+    name = re.sub(r"(?<!\de)-\d+$", "", workdir.name)
     free = free_folder(workdir.with_name(name))
     return f"choose another --workdir, such as {free}"
 

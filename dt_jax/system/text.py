@@ -48,7 +48,8 @@ def shorten(text: str, width: int) -> str:
 def command(*arguments: str) -> str:
     """A command line of this program as it was called, for a screen of 80 columns.
 
-    It is broken with backslashes, so that it can be copied.
+    It is broken with backslashes, within a word where need be, so that it can be
+    copied.
     """
     program = "dt-jax" if Path(sys.argv[0]).name == "dt-jax" else "python main.py"
     lines = [f"  {program}"]
@@ -56,6 +57,9 @@ def command(*arguments: str) -> str:
         if len(lines[-1]) + 1 + len(argument) > WIDTH - 2:  # a backslash may follow
             lines[-1] += " \\"
             lines.append("    " + argument)
+            while len(lines[-1]) > WIDTH - 2:
+                last = lines.pop()
+                lines += [last[: WIDTH - 2] + "\\", last[WIDTH - 2 :]]
         else:
             lines[-1] += " " + argument
     return "\n".join(lines)

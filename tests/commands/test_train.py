@@ -414,7 +414,17 @@ def test_a_second_run_in_the_workdir_is_refused(copy, dataset):
 def test_a_complete_run_started_again_changes_nothing(copy, dataset, capsys):
     before = files_of(copy)
     train(make_config(dataset), copy)
-    assert f"complete at update {UPDATES}" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert f"complete at update {UPDATES}, nothing to do. You can:" in told
+    for way in (
+        f"--mode=evaluate --workdir {copy}",
+        "--config.eval.environment=YOUR_ENVIRONMENT",
+        f"--mode=export --workdir {copy}",
+        f"--mode=report --workdir {copy}",
+        f"--config.train.max_steps={2 * UPDATES}",
+        f"--workdir {copy}-1",
+    ):
+        assert way in re.sub(r" *\\\n( {4})?", " ", told).replace("  ", " ")
     assert files_of(copy) == before
 
 
@@ -441,8 +451,14 @@ def test_a_longer_run_ended_before_its_page_is_concluded(copy, dataset, monkeypa
     assert f"{UPDATES + 6:,}" in page.read_text()
 
 
-def test_a_longer_run_goes_on(complete, copy, dataset):
+def test_a_longer_run_goes_on(complete, copy, dataset, capsys):
     train(make_config(dataset, **{"train.max_steps": UPDATES + 5}), copy)
+    # Linear to 0: after 4 of 36 updates 1/32 a step, after 5 of 41 1/36.
+    assert (
+        f"learning rate goes from {0.01 / 32:.2g} back to {0.01 * 5 / 36:.2g}: "
+        f"{UPDATES} -> {UPDATES + 5} updates\n"
+        f"to start afresh, choose another --workdir, such as "
+    ) in capsys.readouterr().out
     records = records_of(copy)
     assert [record["step"] for record in records] == list(range(1, UPDATES + 6))
     assert records[:UPDATES] == records_of(complete)
