@@ -362,7 +362,7 @@ WRONG = [
      "data.validation_fraction=0.99 of 4 trajectories .. at least one"),
     # The command line.
     ("an unknown flag", nothing, "--batch_size=3", "batch_size"),
-    ("an unknown mode", nothing, "--mode=fly", "--mode=fly .. train .. inspect"),
+    ("an unknown mode", nothing, "--mode=fly", "--mode='fly': .. train .. inspect"),
     ("a word too much", nothing, "-- stray", "stray .. expected --config"),
     ("an unknown key", nothing, "model.width=3", "--config.model.width=3: no such key"),
     ("a misspelt key", nothing, "train.bath_size=3", "train.bath_size"),

@@ -58,5 +58,5 @@ def collect(config: ConfigDict, workdir: Path) -> None:
         path, environments, actor, num_episodes=episodes, seed=config.seed
     )
     cut = f"{truncated:,} cut by a time limit"
-    print(fit(f"{path}: {episodes:,} episodes, {cut}\n\nNext:"))
+    print(fit(f"{episodes:,} episodes, {cut}, in {path}\n\nNext:"))
     print(command(f"--config.data.path={path}"))

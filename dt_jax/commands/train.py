@@ -75,7 +75,7 @@ def _train(config, workdir):
                 checkpoints.set_aside_after(step)
             expected = setup.first_state.eval_shape(setup.given)
             state = unflatten({"state": expected}, checkpoint.arrays)["state"]
-            distributed.print_once(f"{workdir}: going on from update {step:,}")
+            distributed.print_once(f"going on from update {step:,} in {workdir}")
             if change := setup.describe_change(checkpoint.record["config"], step):
                 distributed.print_once(change)
         else:

@@ -79,7 +79,8 @@ def describe_complete(
     }
     return "\n".join(
         [
-            fit(f"{workdir}: complete at update {step:,}, nothing to do. You can:"),
+            fit(f"complete at update {step:,}, nothing to do in {workdir}"),
+            "You can:",
             *_commands(ways),
             "  # more updates, or a new run: the same command with",
             f"  --config.train.max_steps={2 * step}",
