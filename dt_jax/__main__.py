@@ -16,8 +16,8 @@ HELP = """\
 dt-jax [--config FILE] [--workdir DIR] [--mode MODE] [--config.KEY=VALUE ...]
 python main.py, with the same flags
 
-  --config    a file of configs/; by default the base recipe. evaluate, export
-              and report take the run's own, with the keys given here on top
+  --config    a file of configs/; by default the base recipe. evaluate and
+              export take the run's own, with the keys given here on top
   --workdir   the folder of the run; by default runs/<name of the config>;
               auto: a new one in runs/, named by the config and the keys given
   --mode      train     train, or go on training (the default)
@@ -25,6 +25,7 @@ python main.py, with the same flags
               inspect   print the data report, train nothing
               export    write the weights for Hugging Face's transformers
               collect   let collect.actor act, write its episodes as a dataset
+              convert   write data.path as a memory-mapped dataset
               report    write the page of a run from what lies in its folder
 
 Examples:
@@ -35,8 +36,8 @@ Examples:
 
 Keys:
 """
-MODES = ["train", "evaluate", "inspect", "export", "collect", "report"]
-OF_A_RUN = ("evaluate", "export", "report")  # without --config, the run's own is taken
+MODES = ["train", "evaluate", "inspect", "export", "collect", "convert", "report"]
+OF_A_RUN = ("evaluate", "export")  # without --config, the run's own is taken
 
 
 def main() -> NoReturn:

@@ -8,6 +8,7 @@ changes a few keys of `default_config()`; any key can be given at the prompt
 (--config.train.batch_size=128) or set in Python (config.train.batch_size = 128).
 """
 
+import json
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -66,8 +67,14 @@ def default_config() -> ConfigDict:
     config.seed = 0
 
     config.data = data = ConfigDict()
-    # A folder saved by `save_to_disk`; empty: the simulated market, made once.
+    # A folder saved by `save_to_disk`, a Minari id or folder, an HDF5 file of D4RL or
+    # d3rlpy, Parquet; empty: the simulated market, made once.
     data.path = ""
+    # Which split of a dataset is read, where it has splits.
+    data.split = "train"
+    # What cannot be memory-mapped is converted once into this folder; empty: the
+    # folder `converted` beside the workdir.
+    data.cache = ""
     # Steps of a segment (the collator's max_len).
     data.context_length = 20
     # Timesteps from here on are read as the one before (the collator's max_ep_len).
@@ -83,6 +90,9 @@ def default_config() -> ConfigDict:
     # Mean and std of the states: 'stored', the dataset's own where it has them; or
     # 'computed', from the states in any case.
     data.statistics = "stored"
+    # Actions beyond (-1, 1), which action_tanh cannot reach: 'auto' maps each dimension
+    # to -1 and 1, from the bounds of the environment and the data; 'none': as they are.
+    data.action_scaling = "auto"
     # Share of the trajectories that is never trained on, only measured; 0: none.
     data.validation_fraction = 0.0
     # 'host': NumPy batches are sent ahead; 'device': the whole store lies on the
@@ -166,8 +176,8 @@ def default_config() -> ConfigDict:
 
     # After training, and with --mode=evaluate, the model acts towards each target.
     config.eval = evaluation = ConfigDict()
-    # A Gymnasium id or 'module:callable'; empty: the simulated market where data.path
-    # is empty, else none.
+    # A Gymnasium id or 'module:callable'; empty: what the data is known to come from,
+    # or none.
     evaluation.environment = ""
     # Arguments of the environment, as JSON: '{"market": "prices.csv"}'.
     evaluation.environment_kwargs = "{}"
@@ -178,11 +188,16 @@ def default_config() -> ConfigDict:
     # Episodes are cut after so many steps; 0: after the environment's own limit, else
     # the longest trajectory of the data (in collecting: data.max_ep_len).
     evaluation.max_episode_steps = 0
+    # Discrete actions are drawn by their probabilities; else the most likely one is
+    # taken.
+    evaluation.sample = False
+    # Divides the logits of discrete actions before one is drawn.
+    evaluation.temperature = 1.0
     # Others to compare with, on the same seeds: 'module:callable' (observations ->
     # actions), a .zip of stable-baselines3, a workdir or a Hugging Face folder.
     evaluation.baselines = ()
-    # Returns that are normalised to 0 and to 100; empty: that of random actions, and
-    # the data's 90 % quantile.
+    # Returns that are normalised to 0 and to 100; empty: those published with the data,
+    # else that of random actions and the data's 90 % quantile.
     evaluation.score_range = ()
 
     # --mode=collect: an actor's episodes in eval.environment, to <workdir>/dataset.
@@ -251,6 +266,16 @@ def current_names(saved: Mapping) -> dict:
         section, _, name = key.rpartition(".")
         (nested.setdefault(section, {}) if section else nested)[name] = value
     return nested
+
+
+def changed_keys(saved: Mapping) -> dict:
+    """{'section.key': value} of a config.json where it has not the default.
+
+    A key that is newer than the config has had its default.
+    """
+    defaults = json.loads(json.dumps(default_config().to_dict()))  # lists, not tuples
+    found, plain = flatten(current_names(saved)), flatten(defaults)
+    return {k: found[k] for k in plain if k in found and found[k] != plain[k]}
 
 
 def check(given: ConfigDict, where: str | os.PathLike) -> ConfigDict:

@@ -32,7 +32,8 @@ import pytest
 from absl import flags
 
 import dt_jax.__main__
-from dt_jax.commands import setup
+from dt_jax.commands import evaluate, setup
+from dt_jax.reporting import run_page
 
 ROOT = Path(__file__).parents[1]
 
@@ -50,6 +51,15 @@ def compile_fast():
         jax.config.update("jax_disable_most_optimizations", True)
         yield
     jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture(scope="module")
+def without_pictures():
+    """Pages without pictures, which take a second: for tests of other things."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (run_page, evaluate):
+            patch.setattr(module, "run_pictures", lambda run: {})
+        yield
 
 
 @pytest.fixture

@@ -168,9 +168,16 @@ def empty(name):
     return damage
 
 
-def parquet(at):
-    empty("data")(at)
-    pa.parquet.write_table(pa.table(make_columns()), at / "data" / "data.parquet")
+def parquet(name="rows", steps=False, **changes):
+    columns = {**make_columns(), **changes}
+    columns = {key: column for key, column in columns.items() if column is not None}
+    table = pa.table({"actions": [0.5]} if steps else columns)
+
+    def damage(at):
+        empty("data")(at)
+        pa.parquet.write_table(table, at / "data" / f"{name}.parquet")
+
+    return damage
 
 
 def csv(at):
@@ -278,7 +285,18 @@ WRONG = [
      DATA + "found a file; expected a dataset saved by save_to_disk"),
     ("an empty folder", empty("data"), "", DATA + "not a whole dataset"),
     ("a folder of CSV", csv, "", DATA + "not a whole dataset .. save_to_disk"),
-    ("a folder of Parquet", parquet, "", DATA + "not a whole dataset .. save_to_disk"),
+    ("Parquet without a column", parquet(actions=None), "",
+     DATA + "trajectory 0: found dones, observations, rewards; expected .. actions"),
+    ("Parquet of a step a row", parquet(steps=True), "",
+     DATA + "found the columns .. none of lists; expected a trajectory a row"),
+    ("Parquet without the split", parquet(name="test-00000-of-00001"), "",
+     DATA + "found the splits test, expected 'train'"),
+    ("a pickle", text("rows.pkl", "rows"), "data.path={at}/rows.pkl",
+     "data.path={at}/rows.pkl: a Python pickle is never loaded .. save_trajectories"),
+    ("no Minari dataset", nothing, "data.path=nobody/has/this-v0",
+     "data.path=nobody/has/this-v0: no such folder, and no Minari dataset .. download"),
+    ("nothing to convert", nothing, "--mode=convert",
+     DATA + "nothing to convert; expected one of"),
     ("a run for its data", nothing, "data.path={at}/run",
      "data.path={at}/run: not a whole dataset .. save_to_disk"),
     ("a file cut short", cut("data/*.arrow"), "",

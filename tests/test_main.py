@@ -5,7 +5,10 @@ import json
 import re
 from pathlib import Path
 
+import datasets
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from ml_collections import ConfigDict
 
@@ -19,6 +22,7 @@ from dt_jax.data.writer import save_trajectories
 from dt_jax.prompt import run_name
 from dt_jax.trading.behaviours import behaviour_episodes
 from dt_jax.trading.simulation import SIMULATED, simulate_market
+from dt_jax.training import trackers
 
 BASE = "--config=configs/base.py"
 pytestmark = [
@@ -237,7 +241,7 @@ def test_help_names_every_mode_and_every_key_in_80_columns(prompt):
 
 
 def test_wandb_missing_is_named(prompt, tmp_path, dataset, monkeypatch):
-    monkeypatch.setattr(setup, "find_spec", lambda name: None)
+    monkeypatch.setattr(trackers, "find_spec", lambda name: None)
     flags = (f"--config.data.path={dataset}", "--config.log.wandb=True")
     answer = prompt(BASE, f"--workdir={tmp_path / 'run'}", *flags)
     assert_refused(answer, ["log.wandb=True", "pip install wandb"])
@@ -253,6 +257,30 @@ def test_inspect_reports_on_the_data_and_trains_nothing(prompt, tmp_path, datase
     assert [path.name for path in workdir.iterdir()] == ["data_report.json"]
     report = json.loads((workdir / "data_report.json").read_text())
     assert (report["trajectories"], report["steps"]) == (8, 36)
+
+
+def test_convert_writes_what_inspect_reads(prompt, tmp_path, dataset):
+    rows = datasets.load_from_disk(dataset).to_list()
+    table = pa.table({"train": pa.array([row["train"] for row in rows])})
+    pq.write_table(table, tmp_path / "rows.parquet")
+    workdir, given = tmp_path / "new", f"--config.data.path={tmp_path}/rows.parquet"
+    args = ("--mode=convert", f"--workdir={workdir}")
+    status, told, _ = prompt(BASE, *args, given)
+    assert status == 0
+    assert f"--config.data.path={workdir}/dataset" in told
+    assert [path.name for path in workdir.iterdir()] == ["dataset"]
+    assert_refused(prompt(BASE, *args, given), [f"{workdir}/dataset exists already"])
+    assert_refused(prompt(BASE, "--mode=convert"), ["data.path is empty"])
+    for path in (f"{workdir}/dataset", f"{tmp_path}/rows.parquet"):
+        args = (f"--workdir={tmp_path}/run", f"--config.data.path={path}")
+        status, told, _ = prompt(BASE, "--mode=inspect", *args)
+        assert "8 trajectories, 36 steps" in told
+        assert "converted from Parquet" in told
+    (folder,) = (tmp_path / "converted").iterdir()  # beside the workdir
+    assert folder.name.startswith("rows-")
+    flags = (*args, f"--config.data.cache={tmp_path}/mine")
+    assert prompt(BASE, "--mode=inspect", *flags)[0] == 0
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == [folder.name]
 
 
 def flat(config, prefix=""):

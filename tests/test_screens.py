@@ -50,6 +50,14 @@ DATA = {
     "repeated_trajectories": 123_456_789,
     "trajectories_with_inner_dones": 123_456_789,
     "clipped_timesteps": 123_456_789_012,
+    "about": {
+        "format": "Minari",
+        "source": NAME,
+        "left_out": NAME,
+        "observations": NAME,
+    },
+    "choices": [],
+    "action_bounds": [[-1e10], [1e10]],
     "memory_plan": {
         name: {"device_bytes": 1.23e11, "host_bytes": 9.87e11}
         for name in ("host", "device")
@@ -136,7 +144,7 @@ def test_every_screen_fits_80_columns(monkeypatch, capsys, name):
     for where, what in (
         (collect, {"actor_of": None, "check_environment": None}),
         (collect, {"make_environments": None, "record_episodes": 123_456_789}),
-        (evaluate, {"act": {}}),
+        (evaluate, {"act": {}, "write_run_page": None}),
     ):
         for function, found in what.items():
             monkeypatch.setattr(where, function, lambda *_, _found=found, **__: _found)
@@ -149,7 +157,7 @@ def test_every_screen_fits_80_columns(monkeypatch, capsys, name):
 
 
 def test_a_record_in_a_log_is_one_line(tmp_path, capsys):
-    writer = metrics.MetricWriter(tmp_path, step=0, total_steps=9480, wandb=False)
+    writer = metrics.MetricWriter(tmp_path, step=0, total_steps=9480)
     record = {"step": 4, "loss": 0.0001234, "learning_rate": 1.23e-6}
     writer.write(record)
     writer.close()

@@ -122,13 +122,18 @@ def test_what_does_not_start_jax():
 def test_each_library_is_known_to_its_own_wing():
     wings = {
         library: {name.split(".")[1] for name in importers(library)}
-        for library in ("flax", "optax", "orbax", "datasets", "stable_baselines3")
+        for library in (
+            *("flax", "optax", "orbax", "datasets", "h5py", "minari"),
+            "stable_baselines3",
+        )
     }
     assert wings == {
         "flax": {"model"},
         "optax": {"training"},
         "orbax": {"training"},
         "datasets": {"data"},
+        "h5py": {"data"},
+        "minari": {"data"},
         "stable_baselines3": {"acting"},
     }
 

@@ -20,6 +20,7 @@ from pathlib import Path
 import gymnasium
 import numpy as np
 from absl import logging
+from gymnasium import spaces
 from gymnasium.vector.utils import batch_space
 
 from dt_jax.acting.checked_env import one_line
@@ -38,6 +39,7 @@ SB3_ALGORITHMS = {
     "SAC": ("stable_baselines3", "stable_baselines3.sac.policies", "target_entropy"),
     "TD3": ("stable_baselines3", "stable_baselines3.td3.policies", "policy_delay"),
     "DDPG": ("stable_baselines3", "stable_baselines3.td3.policies", "policy_delay"),
+    "DQN": ("stable_baselines3", "stable_baselines3.dqn.policies", "exploration_rate"),
     "TQC": ("sb3_contrib", "sb3_contrib.tqc.policies", "target_entropy"),
     "CrossQ": ("sb3_contrib", "sb3_contrib.crossq.policies", "target_entropy"),
 }
@@ -174,14 +176,15 @@ def _load_sb3(spec, seed, algorithm):
         agent = getattr(library, names[0]).load(
             spec, device="cpu", custom_objects=SB3_REPLACED
         )
-    for name, space in (
-        ("observations", agent.observation_space),
-        ("actions", agent.action_space),
+    vector, choices = (spaces.Box,), (spaces.Discrete, spaces.MultiDiscrete)
+    for name, space, kinds in (
+        ("observations", agent.observation_space, vector),
+        ("actions", agent.action_space, vector + choices),
     ):
-        if not (isinstance(space, gymnasium.spaces.Box) and len(space.shape) == 1):
+        if not (isinstance(space, kinds) and len(space.shape) < 2):
             raise ValueError(
                 f"actor {spec!r}: its {name} are {one_line(space)}, expected a Box of "
-                "one dimension"
+                "one dimension" + (" or choices" if kinds != vector else "")
             )
     if seed is not None:
         torch.manual_seed(seed)

@@ -20,6 +20,9 @@ STEP = "(observation, reward, terminated, truncated, info)"
 class CheckedEnv(gymnasium.Wrapper):
     """Observations S in one floating dtype, float rewards, bools, and a time limit.
 
+    Actions are a vector of floats in a Box, or of whole numbers, counted from 0, in a
+    MultiDiscrete: what was a Discrete or a MultiBinary is one, too.
+
     Observations in a Dict or Tuple, and those of several dimensions, are flattened in
     the order of `gymnasium.spaces.flatten`. Their dtype is that of the space where it
     is a Box of floats, else float64: whole numbers at a reset cut nothing off later.
@@ -55,6 +58,7 @@ class CheckedEnv(gymnasium.Wrapper):
         flat = spaces.flatten_space(self._structure)
         dtype = flat.dtype if flat.dtype.kind == "f" else np.float64
         self.observation_space = spaces.Box(-np.inf, np.inf, flat.shape, dtype)
+        self.action_space, self._first_choice = _of_choices(environment.action_space)
         is_vector = isinstance(space, spaces.Box) and len(space.shape) == 1
         self.layout = "" if is_vector else one_line(space)
         self.max_episode_steps = (
@@ -76,7 +80,7 @@ class CheckedEnv(gymnasium.Wrapper):
         return self._vector(observation), info
 
     def step(self, action: np.ndarray):
-        found = self.env.step(action)
+        found = self.env.step(self._own(action))
         if not (isinstance(found, tuple) and len(found) == 5):
             raise ValueError(self._returned("step", found, STEP))
         observation, reward, terminated, truncated, info = found
@@ -90,6 +94,17 @@ class CheckedEnv(gymnasium.Wrapper):
         self._num_steps += 1
         truncated |= self._num_steps >= self.max_episode_steps and not terminated
         return self._vector(observation), reward, terminated, truncated, info
+
+    def _own(self, action):
+        """The action as the environment's own space has it."""
+        own = self.env.action_space
+        if isinstance(own, spaces.Discrete):
+            return own.dtype.type(action[0] + self._first_choice)
+        if isinstance(own, spaces.MultiDiscrete):
+            return (action + self._first_choice).astype(own.dtype)
+        if isinstance(own, spaces.MultiBinary):
+            return action.astype(own.dtype)
+        return action
 
     def _vector(self, observation):
         expected = f"expected one of {one_line(self.env.observation_space)}"
@@ -128,6 +143,17 @@ class CheckedEnv(gymnasium.Wrapper):
             f"environment={self.name}: {method}() returned {what}, but Gymnasium "
             f"expects {expected}"
         )
+
+
+def _of_choices(space):
+    """A space of discrete actions as a MultiDiscrete from 0 on, and what to add."""
+    if isinstance(space, spaces.Discrete):
+        return spaces.MultiDiscrete([space.n]), space.start
+    if isinstance(space, spaces.MultiDiscrete) and space.nvec.ndim == 1:
+        return spaces.MultiDiscrete(space.nvec), space.start
+    if isinstance(space, spaces.MultiBinary) and len(space.shape) == 1:
+        return spaces.MultiDiscrete([2] * space.shape[0]), 0
+    return space, 0
 
 
 def probe(environment: CheckedEnv) -> None:

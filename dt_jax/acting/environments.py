@@ -69,12 +69,24 @@ def check_spaces(
     *,
     state_dim: int | None = None,
     act_dim: int | None = None,
+    action_sizes: tuple[int, ...] | None = None,
 ) -> None:
-    """Refuse, with a ValueError, all but vectors of these sizes (None: of any)."""
-    for name, space, key, size in (
-        ("observations", environment.observation_space, "state_dim", state_dim),
-        ("actions", environment.action_space, "act_dim", act_dim),
-    ):
+    """Refuse, with a ValueError, all but vectors of these sizes (None: of any).
+
+    Discrete actions may have more choices than the model has been shown.
+    """
+    vectors = [("observations", environment.observation_space, "state_dim", state_dim)]
+    own = environment.action_space
+    if isinstance(own, gymnasium.spaces.MultiDiscrete) and action_sizes != ():
+        sizes = own.nvec if action_sizes is None else action_sizes
+        if len(own.nvec) != len(sizes) or (own.nvec < sizes).any():
+            raise ValueError(
+                f"environment={environment.name}: actions have {_counts(own.nvec)} "
+                f"choices, but those of the model {_counts(sizes)}"
+            )
+    else:
+        vectors.append(("actions", own, "act_dim", act_dim))
+    for name, space, key, size in vectors:
         if not (
             isinstance(space, gymnasium.spaces.Box)
             and len(space.shape) == 1
@@ -85,6 +97,10 @@ def check_spaces(
                 "expected a Box of "
                 + ("one dimension" if size is None else f"{size} ({key} of the model)")
             )
+
+
+def _counts(sizes):
+    return " x ".join(map(str, sizes))
 
 
 def is_import(spec: str) -> bool:

@@ -14,7 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
-from dt_jax.data.segments import ACTION_PADDING, Batch
+from dt_jax.data.segments import (
+    ACTION_PADDING,
+    Batch,
+    action_scaling,
+    unscale_actions,
+)
+from dt_jax.model import choices
 from dt_jax.model.decision_transformer import DecisionTransformer
 from dt_jax.training.checkpoint import load_trained
 from dt_jax.training.train_step import predict
@@ -32,18 +38,41 @@ class Policy:
     others do not change. Some may begin anew while others go on: see `reset`.
 
     Attributes:
-      state_dim (S), act_dim (A): the sizes of a state and of an action.
+      state_dim (S), act_dim (A): the sizes of a state and of an action, of a discrete
+        one its dimensions.
+      action_sizes: the choices of each dimension of discrete actions, else ().
 
     Args:
       model, params: the trained Decision Transformer; nothing is dropped out.
+      sample: discrete actions are drawn by their probabilities, not the most likely.
+      temperature: which divides the logits before one is drawn.
+      seed: of the draws; after a `reset` of all they begin anew.
       normalization: state_mean and state_std (S each), return_scale, context_length
-        (K), max_ep_len and discount (1 when it is not there), as training had them.
+        (K), max_ep_len, and where they are there discount (else 1) and action_low and
+        action_high (A each; else actions are as predicted), as training had them.
 
     Raises:
-      ValueError: the normalization does not fit the model.
+      ValueError: the normalization does not fit the model, there is nothing to draw, or
+        the temperature is not above 0.
     """
 
-    def __init__(self, model: DecisionTransformer, params: dict, normalization: dict):
+    def __init__(
+        self,
+        model: DecisionTransformer,
+        params: dict,
+        normalization: dict,
+        *,
+        sample: bool = False,
+        temperature: float = 1.0,
+        seed: int = 0,
+    ):
+        if sample and not model.action_sizes:
+            raise ValueError(
+                "sample=True: found a model of continuous actions, expected one of "
+                "discrete ones, which have probabilities"
+            )
+        if not 0 < temperature < np.inf:
+            raise ValueError(f"temperature={temperature}: expected above 0")
         self._return_scale = normalization["return_scale"]
         self._discount = normalization.get("discount", 1.0)
         self._context_length = normalization["context_length"]
@@ -62,16 +91,27 @@ class Policy:
                 f"normalization.state_std[{std_S.argmin()}]={std_S.min()}: "
                 "expected above 0"
             )
+        scaling = None
+        if "action_low" in normalization:
+            scaling = action_scaling(
+                *(
+                    _finite(f"normalization.{k}", normalization[k], (model.act_dim,))
+                    for k in ("action_low", "action_high")
+                )
+            )
         self._model = model
         self._params = jax.device_put(params)
-        self._statistics = jax.device_put((mean_S, std_S))
-        self.state_dim, self.act_dim = model.state_dim, model.act_dim
+        self._statistics = jax.device_put((mean_S, std_S, scaling))
+        self.state_dim, self.action_sizes = model.state_dim, model.action_sizes
+        self.act_dim = len(model.action_sizes) or model.act_dim
+        self._draw = (jax.random.key(seed), temperature) if sample else None
         self._context = None
         self._warned = False
 
     @classmethod
-    def load(cls, path: str | os.PathLike) -> "Policy":
-        """Of a run's workdir (its newest good checkpoint) or a Hugging Face folder.
+    def load(cls, path: str | os.PathLike, **options) -> "Policy":
+        """Of a run's workdir (its newest good checkpoint) or a Hugging Face folder;
+        `options`: sample, temperature, seed.
 
         Raises:
           FileNotFoundError: it is neither. ValueError: what is in it is damaged, or
@@ -87,7 +127,7 @@ class Policy:
                 f"{path}: normalization.json lacks {', '.join(missing)}; "
                 "main.py --mode=export writes it beside the weights"
             )
-        return cls(DecisionTransformer(**fields), params, normalization)
+        return cls(DecisionTransformer(**fields), params, normalization, **options)
 
     def __repr__(self) -> str:
         return f"Policy(state_dim={self.state_dim}, act_dim={self.act_dim})"
@@ -111,6 +151,7 @@ class Policy:
             self._single = targets.ndim == 0
             self._to_go_E = np.atleast_1d(targets)
             self._time_E = np.zeros(len(self._to_go_E), np.int64)
+            self._decisions = 0
             self._context = self._empty_context()
             return
         if self._context is None:
@@ -146,7 +187,8 @@ class Policy:
 
         Returns:
           ExA float32, or A, as the model was trained to give them; they are taken for
-          what the environments did.
+          what the environments did. Of discrete actions ExA int32, or A; E, or one
+          number, where they have one dimension.
 
         Raises:
           ValueError: an input has another shape or is not finite, or there was no
@@ -184,11 +226,16 @@ class Policy:
             timesteps=np.minimum(self._time_E, last).astype(np.int32)[:, None],
             attention_mask=np.ones((count, 1), np.float32),
         )
+        draw = self._draw and (self._decisions, *self._draw)
         self._context, actions_ExA = _decide(
-            self._model, self._params, *self._statistics, self._context, step
+            self._model, self._params, *self._statistics, self._context, step, draw
         )
         self._time_E = self._time_E + 1
-        return np.array(actions_ExA)[0] if self._single else np.array(actions_ExA)
+        self._decisions += 1
+        actions = np.array(actions_ExA)
+        if len(self.action_sizes) == 1:
+            actions = actions[:, 0]
+        return actions[0] if self._single else actions
 
     def _empty_context(self) -> Batch:
         places = (len(self._to_go_E), self._context_length)
@@ -204,12 +251,24 @@ class Policy:
 
 # The context is not donated: on a CPU, rolling it in place takes longer.
 @partial(jax.jit, static_argnums=0)
-def _decide(model, params, mean_S, std_S, context, step):
-    """Roll the context by a step and fill in its action; both come back."""
+def _decide(model, params, mean_S, std_S, scaling, context, step, draw):
+    """Roll the context by a step and fill in its action; both come back.
+
+    `draw`: how many decisions there have been, the key, the temperature; None: the most
+    likely choice of discrete actions.
+    """
     context = jax.tree.map(
         lambda past, now: jnp.concatenate((past[:, 1:], now), axis=1), context, step
     )
-    actions_ExA = predict(model, params, context, mean_S, std_S)[:, -1]
+    actions_ExA = predict(model, params, context, mean_S, std_S, scaling)[:, -1]
+    if draw is not None:
+        decisions, key, temperature = draw
+        key = jax.random.fold_in(key, decisions)
+        actions_ExA = choices.draw(actions_ExA, model.action_sizes, key, temperature)
+    elif model.action_sizes:
+        actions_ExA = choices.most_likely(actions_ExA, model.action_sizes)
+    else:
+        actions_ExA = unscale_actions(actions_ExA, scaling)
     actions_ExKxA = context.actions.at[:, -1].set(actions_ExA)
     return context._replace(actions=actions_ExKxA), actions_ExA
 

@@ -17,6 +17,7 @@ from dt_jax.acting.actors import Actor
 from dt_jax.acting.checked_env import checked
 from dt_jax.acting.environments import check_spaces
 from dt_jax.acting.policy import Policy
+from dt_jax.data.episodes import is_discrete
 from dt_jax.data.writer import save_trajectories
 from dt_jax.system.progress import progress
 
@@ -95,15 +96,33 @@ def roll_out(
 
 
 def _fit(actions_ExA, space, live_E):
-    """The actions clipped to their space, in its dtype."""
+    """The actions clipped to their space, in its dtype; discrete ones are in it."""
     expected = (len(live_E), *space.shape)
+    is_discrete = isinstance(space, gymnasium.spaces.MultiDiscrete)
+    if is_discrete and space.shape == (1,):
+        actions_ExA = actions_ExA.reshape(len(actions_ExA), -1)  # numbers will do
     if actions_ExA.shape != expected:
         raise ValueError(
             f"the actor gave actions of shape {actions_ExA.shape}, expected {expected}"
         )
     if not np.isfinite(actions_ExA[live_E]).all():
         raise ValueError("the actor gave an action that is not finite")
+    if is_discrete:
+        return _choices(actions_ExA, space, live_E)
     return actions_ExA.clip(space.low, space.high).astype(space.dtype)
+
+
+def _choices(actions_ExM, space, live_E):
+    chosen_ExM = actions_ExM.astype(space.dtype)
+    wrong_ExM = (chosen_ExM != actions_ExM) | (chosen_ExM < 0)
+    wrong_ExM |= chosen_ExM >= space.nvec[None]
+    if wrong_ExM[live_E].any():
+        wrong = actions_ExM[live_E][wrong_ExM[live_E]][0]
+        raise ValueError(
+            f"the actor gave an action of {wrong}, expected whole numbers from 0 on, "
+            f"below {', '.join(map(str, space.nvec))}"
+        )
+    return np.where(wrong_ExM, 0, chosen_ExM)
 
 
 def roll_out_targets(
@@ -179,10 +198,8 @@ def _episodes(environments, actor, num_episodes, seed, truncated):
         rollout = roll_out(
             environments[: len(seeds_E)], actor, seeds_E, record=steps.append
         )
-        columns = [
-            np.stack(column, axis=1, dtype=np.float32, casting="same_kind")
-            for column in zip(*steps, strict=True)
-        ]
+        columns = [np.stack(column, axis=1) for column in zip(*steps, strict=True)]
+        columns = [c if is_discrete(c) else c.astype(np.float32) for c in columns]
         truncated.append(int(rollout.truncated_E.sum()))
         for length, *episode in zip(rollout.lengths_E, *columns, strict=True):
             names = ("observations", "actions", "rewards")

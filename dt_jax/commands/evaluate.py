@@ -5,8 +5,11 @@ import functools
 import json
 import math
 from collections.abc import Mapping
+from contextlib import closing
+from itertools import chain
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -15,21 +18,28 @@ from dt_jax.acting.checked_env import probe
 from dt_jax.acting.environments import check_spaces, make_environments
 from dt_jax.acting.policy import Policy
 from dt_jax.acting.rollout import roll_out, roll_out_targets
-from dt_jax.config import naming_keys
+from dt_jax.config import flatten, naming_keys
 from dt_jax.model.decision_transformer import DecisionTransformer
-from dt_jax.reporting import plots
 from dt_jax.reporting.evaluation_tables import (
     RANDOM,
     ActorResult,
     describe_evaluation,
     evaluation_report,
+    evaluation_scalars,
 )
-from dt_jax.reporting.html_page import write_page
+from dt_jax.reporting.run_page import (
+    EVALUATIONS,
+    read_run,
+    run_pictures,
+    write_run_page,
+)
+from dt_jax.reporting.style import to_png
 from dt_jax.system.files import read_json, write_json
 from dt_jax.system.text import fit
 from dt_jax.trading import backtest
 from dt_jax.trading.environment import TradingEnv
 from dt_jax.training.checkpoint import load_trained
+from dt_jax.training.trackers import check_wandb, open_trackers
 
 SIMULATED = "dt_jax/SimulatedTrading-v0"  # where the embedded dataset comes from
 TARGET_QUANTILES = ("10 %", "median", "90 %", "max")  # when the config names none
@@ -47,24 +57,29 @@ def evaluate(config: ConfigDict, workdir: Path) -> dict:
         targets or the baselines do not fit it.
     """
     found = act(config, workdir)
+    write_run_page(workdir)
     print(fit(f"  {workdir / 'report' / 'index.html'}  all of it on one page"))
     return found
 
 
 def act(config: ConfigDict, workdir: Path) -> dict:
-    """What `evaluate` does, but for naming the page."""
+    """What `evaluate` does, but for the page."""
+    report = workdir / "data_report.json"
+    if report.is_file():
+        config = with_source(config, read_json(report).get("about", {}))
     name = environment_of(config)
     if not name:
         raise ValueError(
             "eval.environment is empty; expected a Gymnasium id or 'module:callable'"
         )
+    check_wandb(config.log.wandb)
     trained = load_trained(workdir)
-    if not (workdir / "data_report.json").is_file():
+    if not report.is_file():
         raise FileNotFoundError(
             f"{workdir}/data_report.json: not found; --mode=evaluate expects the "
             "--workdir of a run"
         )
-    data = read_json(workdir / "data_report.json")
+    data = read_json(report)
     scale = trained.normalization["return_scale"]
     returns = {key: scale * level for key, level in data["returns"].items()}
     model = DecisionTransformer(**trained.fields)
@@ -90,7 +105,14 @@ def act(config: ConfigDict, workdir: Path) -> dict:
             target_return=returns["max"],
             algorithm=config.collect.algorithm,
         )
-    policy = Policy(model, trained.params, trained.normalization)
+    policy = Policy(
+        model,
+        trained.params,
+        trained.normalization,
+        sample=config.eval.sample,
+        temperature=config.eval.temperature,
+        seed=seed,
+    )
     seeds = range(seed, seed + episodes)
     rollouts = roll_out_targets(
         environments,
@@ -131,25 +153,39 @@ def act(config: ConfigDict, workdir: Path) -> dict:
         backtest_references=references,
         **calendar,
     )
-    folder = workdir / "report"
-    folder.mkdir(exist_ok=True)
-    plots.draw_targets(folder / "targets.png", found)
-    if references:
-        plots.draw_accounts(folder / "accounts.png", results, references)
-        plots.draw_drawdown(folder / "drawdown.png", results, references)
-    write_json(folder / "evaluation.json", found)
-    write_page(workdir)
+    # One for each update that was evaluated; the newest under its own name, too.
+    write_json(workdir / EVALUATIONS / f"{trained.step}.json", found)
+    write_json(workdir / "report" / "evaluation.json", found)
+    track(config, workdir, trained.step, evaluation_scalars(found))
     print(f"\n{describe_evaluation(found)}\n")
     return found
 
 
+def track(
+    config: ConfigDict,
+    workdir: Path,
+    step: int,
+    scalars: Mapping[str, float] = MappingProxyType({}),
+) -> None:
+    """Hand numbers of an update, and the run's pictures, to TensorBoard and W&B."""
+    pictures = {
+        f"pictures/{picture.name}": to_png(picture.figure)
+        for picture in chain.from_iterable(run_pictures(read_run(workdir)).values())
+    }
+    hparams = flatten(config.to_dict())
+    for tracker in open_trackers(workdir, hparams=hparams, wandb=config.log.wandb):
+        with closing(tracker):
+            tracker.write(step, scalars, pictures)
+
+
 def check_evaluation(
-    config: ConfigDict, model: DecisionTransformer, about: Mapping[str, str]
+    config: ConfigDict, model: DecisionTransformer, about: Mapping[str, Any]
 ) -> None:
     """Refuse, before a long training, what `evaluate` would refuse after it.
 
     `about` is what the data says of where it comes from: see `Trajectories`.
     """
+    config = with_known_environment(config, model, about)
     _numbers("targets", config.eval.targets)
     if len(_numbers("score_range", config.eval.score_range)) not in (0, 2):
         raise ValueError(
@@ -157,20 +193,65 @@ def check_evaluation(
         )
     if config.eval.episodes < 1:
         raise ValueError(f"eval.episodes={config.eval.episodes}: expected at least 1")
-    dims = {"state_dim": model.state_dim, "act_dim": model.act_dim}
-    if not check_environment(config, about, **dims):
+    if config.eval.sample and not model.action_sizes:
+        raise ValueError("eval.sample=True: the data's actions are not discrete")
+    if not config.eval.temperature > 0:
+        raise ValueError(
+            f"eval.temperature={config.eval.temperature}: expected above 0"
+        )
+    if not check_environment(config, about, **_sizes(model)):
         return
     for spec in config.eval.baselines:
         algorithm = config.collect.algorithm
         actor_of("eval.baselines", spec, target_return=0.0, algorithm=algorithm)
 
 
+def with_source(config: ConfigDict, about: Mapping[str, Any]) -> ConfigDict:
+    """What the data knows of its environment, where the config says nothing of it.
+
+    `about` has the arguments of an environment only where it can be made again.
+    """
+    known = {}
+    if not config.eval.environment and "environment_kwargs" in about:
+        known["environment"] = about["environment"]
+        if config.eval.environment_kwargs == "{}":
+            known["environment_kwargs"] = about["environment_kwargs"]
+    if not config.eval.score_range and "score_range" in about:
+        known["score_range"] = tuple(about["score_range"])
+    if not known:
+        return config
+    filled = config.copy_and_resolve_references()
+    filled.eval.update(known)
+    return filled
+
+
+def with_known_environment(
+    config: ConfigDict, model: DecisionTransformer, about: Mapping[str, Any]
+) -> ConfigDict:
+    """As `with_source`; an environment that nobody asked for must not stop a training,
+    so where it cannot be used here a line says why, and there is none."""
+    filled = with_source(config, about)
+    if filled.eval.environment != config.eval.environment:
+        try:
+            check_environment(filled, about, **_sizes(model))
+        except ValueError as error:
+            _print_once(f"no evaluation in the data's own environment: {error}")
+            return config
+    return filled
+
+
+def _sizes(model):
+    names = ("state_dim", "act_dim", "action_sizes")
+    return {name: getattr(model, name) for name in names}
+
+
 def check_environment(
-    config: ConfigDict, about: Mapping[str, str] = MappingProxyType({}), **dims: int
+    config: ConfigDict, about: Mapping[str, Any] = MappingProxyType({}), **fits
 ) -> bool:
     """Make one environment, look at its spaces and let it make a step; False: none.
 
-    What it flattens must be what was flattened for the data. The columns that the table
+    What it flattens must be what was flattened for the data; `fits`: of a model, as
+    `check_spaces` takes them. The columns that the table
     of a market has beside are named, once.
 
     Raises:
@@ -184,7 +265,7 @@ def check_environment(
     kwargs = environment_kwargs(config)
     if name := environment_of(config):
         (environment,) = make_environments(name, kwargs, 1)
-        check_spaces(environment, **dims)
+        check_spaces(environment, **fits)
         trained_on = about.get("observations", environment.layout)
         if environment.layout != trained_on:
             raise ValueError(

@@ -168,7 +168,7 @@ class Run:
         )
 
     def _repr_html_(self) -> str:
-        from dt_jax.reporting.html_page import run_fragment
+        from dt_jax.reporting.run_page import run_fragment
 
         return run_fragment(self.workdir)
 

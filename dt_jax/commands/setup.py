@@ -10,17 +10,21 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from dt_jax.commands.evaluate import check_evaluation
+from dt_jax.acting.environments import make_environments
+from dt_jax.commands.evaluate import (
+    check_evaluation,
+    environment_kwargs,
+    environment_of,
+)
 from dt_jax.config import current_names, default_config, flatten
 from dt_jax.data.readers import load_trajectories
-from dt_jax.data.segments import SegmentSampler
+from dt_jax.data.segments import SegmentSampler, action_scaling
 from dt_jax.data.writer import save_trajectories
 from dt_jax.model.decision_transformer import (
     DecisionTransformer,
@@ -31,6 +35,7 @@ from dt_jax.reporting.data_report import data_report, describe_data
 from dt_jax.system import distributed
 from dt_jax.system.files import another, locked, replacing, scratch, write_json
 from dt_jax.system.process import compute_deterministically
+from dt_jax.system.text import check_choice
 from dt_jax.trading.simulation import simulated_episodes
 from dt_jax.training.checkpoint import load_trained
 from dt_jax.training.feed import (
@@ -42,9 +47,12 @@ from dt_jax.training.feed import (
 from dt_jax.training.loop import Intervals
 from dt_jax.training.metrics import RunningMetrics
 from dt_jax.training.optimizer import make_optimizer, make_schedule
+from dt_jax.training.trackers import check_wandb
 from dt_jax.training.train_step import TrainState, init_state
 
 SIMULATED_MARKET = "simulated_market"  # the embedded dataset's folder in the workdir
+
+ACTION_SCALINGS = ("auto", "none")
 
 # Fields of the model that no config key sets; HF's files may have others than ours.
 HF_ONLY_FIELDS = (
@@ -59,6 +67,8 @@ HF_ONLY_FIELDS = (
 FREE_SECTIONS = ("eval", "collect", "distributed", "log")
 FREE_KEYS = {
     "data.path",
+    "data.split",
+    "data.cache",
     "data.placement",
     "train.num_train_epochs",
     "train.max_steps",
@@ -93,7 +103,7 @@ class Setup:
     Raises:
       ValueError, FileNotFoundError: the config, the data or the weights to start from
         are at fault, or what is to be done after training (`check_evaluation`);
-        nothing has been written.
+        nothing has been written but the data where it had to be converted.
     """
 
     def __init__(self, config: ConfigDict, workdir: Path):
@@ -124,8 +134,7 @@ class Setup:
             raise ValueError(
                 f"distributed.heartbeat_seconds={seconds}: expected at least 1"
             )
-        if config.log.wandb and not find_spec("wandb"):
-            raise ValueError("log.wandb=True needs the package: pip install wandb")
+        check_wandb(config.log.wandb)
         with _dataset(data.path, workdir) as path:
             self._read(path)
             self._build()
@@ -134,10 +143,12 @@ class Setup:
             check_evaluation(config, self.model, self.trajectories.about)
 
     def _read(self, path):
-        data = self.config.data
+        data, workdir = self.config.data, self.workdir
         with distributed.timed(f"reading {data.path or path.name}"):
             self.trajectories = load_trajectories(
                 path,
+                split=data.split,
+                cache=data.cache or workdir.absolute().parent / "converted",
                 statistics=data.statistics,
                 split_on_dones=data.split_on_dones,
                 discount=data.discount,
@@ -161,6 +172,7 @@ class Setup:
         self.model = DecisionTransformer(
             state_dim=self.trajectories.state_dim,
             act_dim=self.trajectories.act_dim,
+            action_sizes=self.trajectories.action_sizes,
             **config.model,
         )
         self.given = None  # the weights of train.init_from
@@ -168,6 +180,7 @@ class Setup:
             trained = load_trained(config.train.init_from)
             self.model = _take_over(self.model, trained.fields, config.train.init_from)
             self.given = trained.params
+        self.action_bounds = _action_bounds(config, self.trajectories)
         self.steps_per_epoch = math.ceil(
             training.num_trajectories / config.train.batch_size
         )
@@ -246,16 +259,21 @@ class Setup:
 
     def how(self) -> dict:
         """What an update needs besides state, batch and optimiser."""
+        bounds = self.action_bounds
         return {
             "model": self.model,
             "state_mean": self.trajectories.state_mean,
             "state_std": self.trajectories.state_std,
+            "action_scaling": bounds and action_scaling(*bounds),
         }
 
     def record(self) -> dict:
         """What is saved with the weights: it tells which run they are of, and what
         acting needs of the data and its recipe."""
-        data = self.config.data
+        data, bounds = self.config.data, {}
+        if self.action_bounds:
+            low_A, high_A = (bound.tolist() for bound in self.action_bounds)
+            bounds = {"action_low": low_A, "action_high": high_A}
         return {
             "config": self.config.to_dict(),
             "model": model_fields(self.model),
@@ -266,9 +284,22 @@ class Setup:
                 "discount": data.discount,
                 "context_length": data.context_length,
                 "max_ep_len": data.max_ep_len,
+                **bounds,
             },
             "fingerprint": self.trajectories.fingerprint(),
         }
+
+    def go_on_from(self, record: dict) -> None:
+        """Refuse a record of another run; what it says of the actions goes on.
+
+        Their bounds may come of `eval.environment`, which another command leaves out.
+        """
+        check_same_run(self, record)
+        saved = record["normalization"]
+        self.action_bounds = None
+        if "action_low" in saved:
+            bounds = saved["action_low"], saved["action_high"]
+            self.action_bounds = tuple(map(np.array, bounds))
 
     def placement(self) -> Placement:
         """Where the store is to lie."""
@@ -291,6 +322,7 @@ class Setup:
             facts = data_report(
                 self.sampler,
                 whole=self.trajectories,
+                action_bounds=self.action_bounds,
                 action_tanh=self.config.model.action_tanh,
                 placement=f"{placement.name} ({placement.reason})",
                 plan=placement.plan,
@@ -309,7 +341,7 @@ def check_same_start(setup: Setup) -> None:
     mine |= {"data": setup.trajectories.fingerprint()}
     firsts = distributed.broadcast(mine)
     with distributed.raise_everywhere():
-        for key in sorted(mine.keys() - {"data.path"}):
+        for key in sorted(mine.keys() - {"data.path", "data.cache"}):
             if mine[key] != firsts[key]:
                 raise ValueError(
                     f"{key}={mine[key]} here, but {firsts[key]} in process 0; give all "
@@ -345,12 +377,34 @@ def check_same_run(setup: Setup, record: dict) -> None:
         )
 
 
+def _action_bounds(config, trajectories):
+    """What the actions are scaled by: low A and high A, or None where they need not be.
+
+    The environment's bounds, where it has some, made wider by what the data holds.
+    """
+    check_choice("data.action_scaling", config.data.action_scaling, ACTION_SCALINGS)
+    wanted = config.data.action_scaling == "auto" and config.model.action_tanh
+    if not wanted or trajectories.action_sizes:
+        return None
+    low_A, high_A = trajectories.action_range()
+    if (low_A >= -1).all() and (high_A <= 1).all():
+        return None
+    if name := environment_of(config):
+        (environment,) = make_environments(name, environment_kwargs(config), 1)
+        space = environment.action_space
+        environment.close()
+        if space.shape == low_A.shape and np.isfinite([space.low, space.high]).all():
+            return np.minimum(space.low, low_A), np.maximum(space.high, high_A)
+    return low_A, high_A
+
+
 def _take_over(model, fields, source) -> DecisionTransformer:
     """The model of `train.init_from`, dropout and precision by the config."""
     try:
         DecisionTransformer(**fields)
     except ValueError as error:
         raise ValueError(f"train.init_from={source}: {error}") from None
+    fields = model_fields(DecisionTransformer(**fields))
     mine = model_fields(model)
     chosen = ("resid_pdrop", "embd_pdrop", "attn_pdrop", "initializer_range", "dtype")
     wrong = [
@@ -369,14 +423,14 @@ def _take_over(model, fields, source) -> DecisionTransformer:
 
 
 @contextmanager
-def _dataset(path: str, workdir: Path) -> Iterator[Path]:
+def _dataset(path: str, workdir: Path) -> Iterator[str | Path]:
     """The folder of the data; without a path, of the embedded dataset in the workdir.
 
     Made the first time it is asked for, it is put there once the block has ended well.
     """
     market = workdir / SIMULATED_MARKET
     if path or market.exists():
-        yield Path(path) if path else market
+        yield path or market
         return
     folder = Path(tempfile.mkdtemp())
     with scratch(folder):

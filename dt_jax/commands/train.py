@@ -5,18 +5,31 @@ Started again in it, the run goes on where its newest good checkpoint stands.
 """
 
 import gc
+import platform
+import shlex
+import subprocess
+import sys
+import time
 from contextlib import ExitStack, closing
+from datetime import datetime
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 
 import jax
+from absl import logging
 from ml_collections import ConfigDict
 
-from dt_jax.commands.evaluate import act, environment_of
-from dt_jax.commands.report import draw_training
-from dt_jax.commands.setup import Setup, check_same_run, check_same_start
-from dt_jax.config import current_names, naming_keys
-from dt_jax.reporting.html_page import write_page
+import dt_jax
+from dt_jax.commands.evaluate import (
+    act,
+    environment_of,
+    track,
+    with_known_environment,
+)
+from dt_jax.commands.setup import Setup, check_same_start
+from dt_jax.config import current_names, flatten, naming_keys
+from dt_jax.reporting.run_page import write_run_page
 from dt_jax.reporting.run_summary import describe_complete, describe_run
 from dt_jax.system import distributed
 from dt_jax.system.files import locked, read_json, write_json
@@ -24,8 +37,11 @@ from dt_jax.training.checkpoint import Checkpoints, unflatten
 from dt_jax.training.feed import Feed, Placement, naming_memory
 from dt_jax.training.loop import describe_bad_updates, run_updates
 from dt_jax.training.metrics import MetricWriter, read_metrics
+from dt_jax.training.trackers import open_trackers
 from dt_jax.training.train_step import make_train_call, replicate
 from dt_jax.training.validation import HeldOut
+
+FIRST_PAGE = 20.0  # seconds of updates before the page is worth its time
 
 
 @naming_keys()
@@ -64,7 +80,7 @@ def _train(config, workdir):
                 checkpoint = checkpoints.restore()
         checkpoint, saved, step = distributed.broadcast(checkpoint), None, 0
         if checkpoint is not None:
-            check_same_run(setup, checkpoint.record)
+            setup.go_on_from(checkpoint.record)
             saved, step = checkpoint.record["meter"], checkpoint.step
             if step >= setup.total_steps and distributed.broadcast(
                 _is_concluded(workdir, setup.total_steps)
@@ -89,6 +105,7 @@ def _train(config, workdir):
             setup.report_data(placement, with_memory=placement.tight)
         if checkpoints:
             write_json(workdir / "config.json", config.to_dict())
+            write_json(workdir / "run.json", _start(setup, state, step))
         with naming_memory(placement.name):
             _update(setup, feed, call, state, metrics, checkpoints)
 
@@ -135,12 +152,20 @@ def _update(setup, feed, call, state, metrics, checkpoints):
     config, workdir = setup.config, setup.workdir
     held_out = writer = None
     if first := checkpoints is not None:
-        held_out = setup.held_out and HeldOut(setup.held_out, setup.model, feed)
+        how = setup.how()
+        held_out = setup.held_out and HeldOut(
+            setup.held_out, setup.model, feed, how["action_scaling"]
+        )
         writer = MetricWriter(
             workdir,
             step=metrics.step,
             total_steps=setup.total_steps,
-            wandb=config.log.wandb,
+            trackers=open_trackers(
+                workdir,
+                hparams=flatten(config.to_dict()),
+                wandb=config.log.wandb,
+                first_step=metrics.step + 1,
+            ),
         )
 
     def why_bad(state):
@@ -160,6 +185,7 @@ def _update(setup, feed, call, state, metrics, checkpoints):
         checkpoints=checkpoints,
         record=setup.record(),
         held_out=held_out,
+        saved=_Page(workdir).saved,
     )
     if first:
         _conclude(setup, metrics, state, held_out)
@@ -167,22 +193,22 @@ def _update(setup, feed, call, state, metrics, checkpoints):
 
 def _conclude(setup, metrics, state, held_out) -> None:
     """Leave the summary, the pictures and the page; say where everything lies."""
-    workdir = setup.workdir
-    # Of a shorter run: what is written last tells that all is.
-    (workdir / "report" / "index.html").unlink(missing_ok=True)
+    workdir, step = setup.workdir, metrics.step
     num_parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     summary = {**metrics.summary(), "num_parameters": num_parameters}
     errors = held_out and held_out.evaluate(state.params, setup.sampler.trajectories)
     if errors:
-        write_json(workdir / "report" / "held_out.json", errors)
-    draw_training(workdir)
-    write_json(workdir / "summary.json", summary)
+        write_json(workdir / "report" / "held_out.json", {"step": step, **errors})
     target = None
-    if environment_of(setup.config):
-        actors = act(setup.config, workdir)["actors"]
+    about = setup.trajectories.about
+    config = with_known_environment(setup.config, setup.model, about)
+    if environment_of(config):
+        actors = act(config, workdir)["actors"]
         target = max(a["target"] for a in actors if a["target"] is not None)
     else:
-        write_page(workdir)
+        track(setup.config, workdir, metrics.step)
+    write_run_page(workdir)
+    write_json(workdir / "summary.json", summary)  # the last: all is written
     last_loss = read_metrics(workdir / "metrics.jsonl")[-1]["loss"]
     path = setup.config.data.path
     where = {"data_path": path, "target": target}
@@ -190,8 +216,59 @@ def _conclude(setup, metrics, state, held_out) -> None:
 
 
 def _is_concluded(workdir, total_steps) -> bool:
-    """False when the end came between the last save and the page, the last file."""
+    """False when the end came between the last save and the last file."""
     path = workdir / "summary.json"
     summary = read_json(path) if path.is_file() else {"global_step": 0}
-    page = workdir / "report" / "index.html"
-    return summary["global_step"] >= total_steps and page.is_file()
+    return summary["global_step"] >= total_steps
+
+
+def _start(setup, state, step) -> dict:
+    """run.json: what the run is, and when, where and by which command it was begun and
+    went on."""
+    path = setup.workdir / "run.json"
+    before = read_json(path)["starts"] if path.is_file() and step else []
+    start = {
+        "date": datetime.now().astimezone().isoformat(sep=" ", timespec="seconds"),
+        "step": step,
+        "command": shlex.join(sys.orig_argv[1:]),
+        "versions": {"dt-jax": dt_jax.__version__, "Python": platform.python_version()}
+        | {name: version(name) for name in ("jax", "flax", "optax", "numpy")},
+        "devices": distributed.describe_devices(),
+        "commit": _commit(),
+    }
+    return {
+        "total_steps": setup.total_steps,
+        "num_parameters": sum(leaf.size for leaf in jax.tree.leaves(state.params)),
+        "starts": [*before, start],
+    }
+
+
+def _commit() -> str:
+    """Of the code, where it lies in a work tree of git; with + where it was changed."""
+    describe = ["git", "describe", "--always", "--dirty=+", "--exclude=*"]
+    try:
+        return subprocess.run(
+            describe, cwd=Path(dt_jax.__file__).parent, capture_output=True, text=True
+        ).stdout.strip()
+    except OSError:  # there is no git
+        return ""
+
+
+class _Page:
+    """Writes the page at saves, at most so often that it takes a twentieth of the time:
+    a GPU saves twice a second, and to draw takes a second."""
+
+    def __init__(self, workdir: Path):
+        self._workdir, self._next = workdir, time.monotonic() + FIRST_PAGE
+
+    def saved(self, is_interrupted: bool) -> None:
+        start = time.monotonic()
+        if start < self._next and not is_interrupted:
+            return
+        try:
+            write_run_page(self._workdir)
+        except OSError:
+            raise
+        except Exception as error:  # a picture is not worth a training
+            logging.warning("no page: %s: %s", type(error).__name__, error)
+        self._next = time.monotonic() + 20 * (time.monotonic() - start)

@@ -14,17 +14,30 @@ from dt_jax.data.scan import check_finite
 
 STATES = ("observations", "states")  # one of them; we write the first
 ACTIONS, REWARDS = "actions", "rewards"
+MOST_CHOICES = 1 << 16  # of a dimension of discrete actions
 ENDS = ("dones", "terminals", "terminations", "truncations", "timeouts")  # any of them
+STRUCT = "train"  # the notebook keeps a trajectory in one struct column of this name
+STATISTICS = ("state_mean", "state_std")  # scalar columns of a dataset beside it
 
 
 class Episode(NamedTuple):
-    """An episode of T steps: states TxS and actions TxA in the precision they came in,
-    rewards T, dones T bool or None."""
+    """An episode of T steps: states TxS and actions TxA in the precision they came in
+    (whole numbers are discrete actions), rewards T, dones T bool or None."""
 
     states: np.ndarray
     actions: np.ndarray
     rewards: np.ndarray
     dones: np.ndarray | None
+
+
+class Source(NamedTuple):
+    """A dataset of another format: what it says of where it comes from (see
+    `Trajectories.about`), how many episodes it has, and each as `read_episodes` takes
+    it."""
+
+    about: dict
+    num_episodes: int
+    episodes: Iterator[Mapping]
 
 
 class Columns(NamedTuple):
@@ -44,17 +57,27 @@ def read_episodes(episodes: Iterable[Mapping]) -> Iterator[Episode]:
       episodes: mappings with `observations` (or `states`): TxS or (T+1)xS, of which the
         last is dropped; `actions`: TxA; `rewards`: T or Tx1; and optionally `dones`
         (or `terminals`, `terminations`) and `truncations` (or `timeouts`): T or Tx1.
-        Where S or A is 1, T alone will do.
+        Where S or A is 1, T alone will do. Actions of a whole-number dtype are
+        discrete, the choices of each dimension counted from 0.
 
     Raises:
-      ValueError: a key is missing, a shape disagrees, or a value is not a finite
-        float32; the message begins with the number of the episode.
+      ValueError: a key is missing, a shape disagrees, a value is not a finite float32,
+        or some actions alone are whole numbers; the message begins with the number of
+        the episode.
     """
-    widths = None
+    widths = discrete = None
     for number, given in enumerate(episodes):
         episode, names = _read(given, number)
         found = episode.states.shape[1], episode.actions.shape[1]
         widths = widths or found
+        discrete = is_discrete(episode.actions) if discrete is None else discrete
+        if is_discrete(episode.actions) != discrete:
+            raise ValueError(
+                f"trajectory {number}: column {names[1]!r} holds "
+                f"{episode.actions.dtype}, but that of trajectory 0 holds "
+                f"{'whole numbers' if discrete else 'floats'}; actions are either "
+                "discrete, all whole numbers, or continuous, all floats"
+            )
         for name, width, expected in zip(names[:2], found, widths, strict=True):
             if width != expected:
                 raise ValueError(
@@ -63,6 +86,27 @@ def read_episodes(episodes: Iterable[Mapping]) -> Iterator[Episode]:
                     "must be equally wide"
                 )
         yield episode
+
+
+def is_discrete(actions: np.ndarray) -> bool:
+    """Whether actions are choices: whole numbers (or booleans) by their dtype."""
+    return actions.dtype.kind != "f"
+
+
+def count_choices(minimum_A: np.ndarray, maximum_A: np.ndarray) -> tuple[int, ...]:
+    """The choices of each dimension of discrete actions that lie in these bounds.
+
+    Raises:
+      ValueError: they do not count from 0, or far too many.
+    """
+    low, high = int(minimum_A.min()), int(maximum_A.max())
+    if low < 0 or high >= MOST_CHOICES:
+        raise ValueError(
+            f"column {ACTIONS!r} holds whole numbers from {low} to {high}; expected "
+            f"choices counted from 0 to at most {MOST_CHOICES - 1}, or, for continuous "
+            "actions, floats"
+        )
+    return tuple(int(high) + 1 for high in maximum_A)
 
 
 def name_columns(names: Collection[str], found: str, where: str = "") -> Columns:

@@ -16,7 +16,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 
-from dt_jax.data.episodes import Columns, count_steps, name_columns
+from dt_jax.data.conversion import mapped_folder
+from dt_jax.data.episodes import (
+    STATISTICS,
+    STRUCT,
+    Columns,
+    count_steps,
+    name_columns,
+)
 from dt_jax.data.scan import is_finite
 from dt_jax.data.trajectories import Trajectories
 from dt_jax.system.text import check_choice
@@ -24,15 +31,15 @@ from dt_jax.system.text import check_choice
 if TYPE_CHECKING:
     import datasets
 
-SPLIT = "train"  # of a DatasetDict
-STRUCT = "train"  # the notebook keeps a trajectory in one struct column of this name
-STATISTICS = ("state_mean", "state_std")
+CACHE = "converted"  # by default, in the current folder
 END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"  # the last bytes of an Arrow stream
 
 
 def load_trajectories(
     path: "str | os.PathLike | datasets.Dataset | datasets.DatasetDict",
     *,
+    split: str = "train",
+    cache: str | os.PathLike = CACHE,
     statistics: str = "stored",
     split_on_dones: bool = False,
     discount: float = 1.0,
@@ -40,14 +47,19 @@ def load_trajectories(
 ) -> Trajectories:
     """Open a dataset saved by `save_to_disk` (or one already open) without copying it.
 
+    One of another format (Minari, by its id too; D4RL's or d3rlpy's HDF5; Parquet) is
+    converted first, into a folder of `cache`, and mapped from there ever after.
+
     Two layouts, a trajectory a row: the notebook's, with a struct column `train` of
     `observations` and `actions` (lists of lists of numbers), `rewards` and `dones`, and
     scalar columns `state_mean` and `state_std`; and HF's gym-replay layout, with the
     same four as plain columns. They may have the names and shapes that
-    `Trajectories.from_episodes` takes. Of a `DatasetDict` the split `train` is read.
-    Rows chosen by `select` or `shuffle` are honoured. float32 and float64 alike.
+    `Trajectories.from_episodes` takes. Rows chosen by `select` or `shuffle` are
+    honoured. float32 and float64 alike.
 
     Args:
+      split: which one of a `DatasetDict`, or of Parquet files with splits, is read.
+      cache: the folder for what is converted.
       statistics: 'stored', the two scalar columns are taken where there are any, or
         'computed', from the states in any case.
       split_on_dones, discount, wait: see `Trajectories.from_arrays`.
@@ -57,9 +69,11 @@ def load_trajectories(
       ValueError: a column is missing, of another type, or holds faulty values.
     """
     check_choice("statistics", statistics, ("stored", "computed"))
+    given = path
     if isinstance(path, str | os.PathLike):
-        path = Path(path).expanduser()
-    table, chosen, source = _open(path)
+        given = Path(path).expanduser()
+        path = mapped_folder(given, split=split, cache=cache)
+    table, chosen, source = _open(path, split, given)
     options = {"split_on_dones": split_on_dones, "discount": discount, "wait": wait}
     with _naming(source):
         trajectories = _read(table, chosen, statistics == "stored", **options)
@@ -68,19 +82,19 @@ def load_trajectories(
         with _naming(source):
             return trajectories.facts()
 
-    return replace(trajectories, facts=facts, about=_about(path))
+    return replace(trajectories, facts=facts, about=_about(path, split))
 
 
-def _about(path):
+def _about(path, split):
     """What `save_trajectories` was told of the dataset, {} for all others."""
     if isinstance(path, Path):
-        folder = path / SPLIT if (path / "dataset_dict.json").is_file() else path
+        folder = path / split if (path / "dataset_dict.json").is_file() else path
         with suppress(OSError, ValueError, KeyError, TypeError):
             text = (folder / "dataset_info.json").read_text(encoding="utf-8")
             return dict(json.loads(json.loads(text)["description"]))
         return {}
     with suppress(ValueError, TypeError, AttributeError):
-        dataset = path[SPLIT] if isinstance(path, Mapping) else path
+        dataset = path[split] if isinstance(path, Mapping) else path
         return dict(json.loads(dataset.info.description))
     return {}
 
@@ -93,26 +107,27 @@ def _naming(source):
         raise ValueError(f"{source}: {error}") from None
 
 
-def _open(path):
+def _open(path, split, given):
     """The table of an open or a saved dataset, the rows chosen of it (None: all of
     them), and what errors call it."""
     if isinstance(path, str | os.PathLike):
-        source = f"path={os.fspath(path)}"
+        source = f"path={os.fspath(given)}"
         if not os.path.isdir(path):
             found = "found a file" if os.path.exists(path) else "no such folder"
             raise FileNotFoundError(
-                f"{source}: {found}; expected a dataset saved by save_to_disk"
+                f"{source}: {found}; expected a dataset saved by save_to_disk, or of "
+                "another format of docs/data.md"
             )
-        return _saved_table(Path(path), source), None, source
+        return _saved_table(Path(path), split, source), None, source
     dataset, source = path, "dataset"
     if isinstance(dataset, Mapping):  # a DatasetDict
-        _check_splits(list(dataset), source)
-        dataset = dataset[SPLIT]
+        _check_splits(list(dataset), split, source)
+        dataset = dataset[split]
     chosen = dataset._indices
     return dataset.data.table, chosen and chosen.column(0).to_numpy(), source
 
 
-def _saved_table(folder, source) -> pa.Table:
+def _saved_table(folder, split, source) -> pa.Table:
     """What `save_to_disk` has written, memory-mapped.
 
     Not by `datasets.load_from_disk`: to import it, and pandas with it, takes longer
@@ -120,8 +135,9 @@ def _saved_table(folder, source) -> pa.Table:
     """
     splits = folder / "dataset_dict.json"
     if splits.is_file():
-        _check_splits(_saved_json(splits, source, lambda x: list(x["splits"])), source)
-        folder /= SPLIT
+        found = _saved_json(splits, source, lambda x: list(x["splits"]))
+        _check_splits(found, split, source)
+        folder /= split
     names = _saved_json(
         folder / "state.json",
         source,
@@ -175,10 +191,10 @@ def _not_readable(file, source, error):
     )
 
 
-def _check_splits(splits, source):
-    if SPLIT not in splits:
+def _check_splits(splits, split, source):
+    if split not in splits:
         raise ValueError(
-            f"{source}: found the splits {', '.join(splits)}, expected {SPLIT!r}"
+            f"{source}: found the splits {', '.join(splits)}, expected {split!r}"
         )
 
 

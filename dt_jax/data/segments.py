@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The vectorised segment sampler: (seed, step) -> a left-padded NumPy `Batch`.
 
-The one owner of padding, return scale and normalisation, for training and for acting.
-Only NumPy; `normalize` and `Batch` also carry JAX arrays.
+The one owner of padding, return scale, normalisation and scaled actions, for training
+and for acting. Only NumPy; `Batch`, `normalize` and `scale_actions` also carry JAX
+arrays.
 """
 
 from typing import NamedTuple
@@ -20,8 +21,9 @@ class Batch(NamedTuple):
     """B segments of K steps; the fields are the arguments of HF's model.
 
     states BxKxS, actions BxKxA, rewards BxKx1, returns_to_go BxKx1 float32; timesteps
-    BxK int32; attention_mask BxK float32, 1 at valid steps. States are as stored:
-    `normalize` is applied where they are used.
+    BxK int32; attention_mask BxK float32, 1 at valid steps. States and actions are as
+    stored: `normalize` and `scale_actions` (where actions are discrete, BxKxM whole
+    numbers, `one_hot` of model/choices.py) are applied where they are used.
     """
 
     states: np.ndarray
@@ -41,6 +43,33 @@ def normalize(states, state_mean, state_std):
     """(states - mean) / std over the last axis; NumPy or JAX, whichever comes in."""
     shape = (1,) * (states.ndim - 1) + (-1,)
     return (states - state_mean.reshape(shape)) / state_std.reshape(shape)
+
+
+def action_scaling(low_A: np.ndarray, high_A: np.ndarray) -> tuple:
+    """Center and half-width, A float32 each: `low` becomes -1 and `high` becomes 1.
+
+    A dimension that never changes becomes 0.
+    """
+    low_A, high_A = np.asarray(low_A, np.float64), np.asarray(high_A, np.float64)
+    half_A = np.where(high_A > low_A, (high_A - low_A) / 2, 1.0)
+    return ((high_A + low_A) / 2).astype(np.float32), half_A.astype(np.float32)
+
+
+def scale_actions(actions, scaling):
+    """(actions - center) / half-width over the last axis; NumPy or JAX. Without a
+    `scaling` (None) actions are as they came."""
+    if scaling is None:
+        return actions
+    return normalize(actions, *scaling)
+
+
+def unscale_actions(scaled, scaling):
+    """What `scale_actions` makes `scaled` of."""
+    if scaling is None:
+        return scaled
+    shape = (1,) * (scaled.ndim - 1) + (-1,)
+    center_A, half_A = scaling
+    return scaled * half_A.reshape(shape) + center_A.reshape(shape)
 
 
 class SegmentSampler:

@@ -9,13 +9,18 @@ and the statistics of the states. Nothing here copies the states or knows a file
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import xxhash
 
-from dt_jax.data.episodes import Episode, read_episodes, refuse_empty
+from dt_jax.data.episodes import (
+    Episode,
+    count_choices,
+    is_discrete,
+    read_episodes,
+    refuse_empty,
+)
 from dt_jax.data.rows import Rows
 from dt_jax.data.scan import check_finite, combine, is_finite, scan
 from dt_jax.data.statistics import Comparison, Misfit, mean_and_std
@@ -45,16 +50,23 @@ class Trajectories:
     T and, where there are any, dones T, none of them a copy.
 
     Attributes:
-      states: NxS and actions: NxA `Rows`, in the precision they are stored in.
+      states: NxS and actions: NxA `Rows`, in the precision they are stored in; of
+        discrete actions NxM whole numbers, a column for each of their dimensions.
       rewards: N float32. dones: N bool, or None when the dataset has none.
       returns_to_go: N float64, discounted as asked, unscaled; float64 so that dividing
         by the return scale rounds once, as Hugging Face's collator does.
       starts, lengths: E int64, where in N each trajectory lies.
       state_mean, state_std: S float32, the dataset's own or computed.
+      action_sizes: the choices of each dimension of discrete actions, else ().
+      action_range: () -> (minimum A, maximum A) float64, over all steps; known long
+        before `facts`.
       facts: () -> Facts; waits for the check of the values, and raises a ValueError
         where one is at fault.
-      about: where they come from, where the dataset says it: the `environment`, and
-        the space of its `observations` before they were flattened.
+      about: where they come from, where the dataset says it: the `environment`, its
+        `environment_kwargs` where it can be made again (JSON), the space of its
+        `observations` before they were flattened, the `score_range` by which returns
+        are normalised, and of what was converted the `format`, the `source` and what
+        was `left_out`.
     """
 
     states: Rows
@@ -66,8 +78,10 @@ class Trajectories:
     lengths: np.ndarray
     state_mean: np.ndarray
     state_std: np.ndarray
+    action_sizes: tuple[int, ...]
+    action_range: Callable[[], tuple[np.ndarray, np.ndarray]]
     facts: Callable[[], Facts]
-    about: Mapping[str, str] = field(default_factory=dict)
+    about: Mapping[str, Any] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -104,7 +118,8 @@ class Trajectories:
 
     @property
     def act_dim(self) -> int:
-        return self.actions.shape[1]
+        """A, as the model sees actions: of discrete ones all choices together."""
+        return sum(self.action_sizes) or self.actions.shape[1]
 
     @property
     def nbytes(self) -> int:
@@ -171,6 +186,22 @@ class Trajectories:
                 "that leaves at least one on each side"
             )
         return self.select(~held_out[group_E]), self.select(held_out[group_E])
+
+    def choice_counts(self) -> list[np.ndarray]:
+        """How often each choice was taken in these trajectories, int64, for each
+        dimension of discrete actions; [] of continuous ones."""
+        counts = [np.zeros(size, np.int64) for size in self.action_sizes]
+        if not counts:
+            return counts
+        for start, length in zip(self.starts, self.lengths, strict=True):
+            actions_TxM = self.actions.slice(start, start + length)
+            for count, column_T in zip(counts, actions_TxM.T, strict=True):
+                count += np.bincount(column_T, minlength=len(count))
+        return counts
+
+    def most_frequent_action(self) -> np.ndarray:
+        """M int64, of discrete actions: the choice taken most often, by dimension."""
+        return np.array([count.argmax() for count in self.choice_counts()])
 
     def mean_action(self) -> np.ndarray:
         """A float64, over the steps of these trajectories, in one pass."""
@@ -273,15 +304,17 @@ class Trajectories:
         if state_mean is not None:
             given = (np.asarray(state_mean), np.asarray(state_std))
             compared = Comparison(states, starts, lengths, *given)
-        check = partial(
-            _check, states, actions, rewards, whole, starts, lengths, names, compared
-        )
+        # The actions first: what the model looks like may depend on their range.
+        thread = ThreadPoolExecutor(1, "check")
+        scanned = thread.submit(scan, actions, starts, lengths).result
+        check = thread.submit(
+            _check,
+            *(states, actions, rewards, whole, starts, lengths, names, compared),
+            scanned,
+        ).result
+        thread.shutdown(wait=False)
         if wait or state_mean is None:
-            check = partial(lambda facts: facts, check())
-        else:
-            thread = ThreadPoolExecutor(1, "check")
-            check = thread.submit(check).result
-            thread.shutdown(wait=False)
+            check()
         if state_mean is None:
             state_mean, state_std = mean_and_std(states, starts, lengths)
         return cls(
@@ -294,17 +327,28 @@ class Trajectories:
             lengths=lengths,
             state_mean=np.asarray(state_mean, np.float32),
             state_std=np.asarray(state_std, np.float32),
+            action_sizes=_action_sizes(actions),
+            action_range=lambda: scanned()[:2],
             facts=check,
         )
 
 
-def _check(states, actions, rewards, whole, starts, lengths, names, compared) -> Facts:
-    """`whole`: starts and lengths as they came, before any split, for errors."""
+def _action_sizes(actions):
+    """Of all rows: a few whole numbers each, read long before the states are."""
+    if not is_discrete(actions.pieces[0]):
+        return ()
+    bounds = [[bound(axis=0) for bound in (p.min, p.max)] for p in actions.pieces]
+    minima, maxima = zip(*bounds, strict=True)
+    return count_choices(np.min(minima, axis=0), np.max(maxima, axis=0))
+
+
+def _check(
+    states, actions, rewards, whole, starts, lengths, names, compared, scanned
+) -> Facts:
+    """`whole`: starts and lengths as they came, before any split, for errors;
+    `scanned`: what gives the scan of the actions."""
     visit = None if compared is None else compared.visit
-    scans = [
-        scan(states, starts, lengths, visit),
-        scan(actions, starts, lengths),
-    ]
+    scans = [scan(states, starts, lengths, visit), scanned()]
     for rows, found, name in zip((states, actions), scans, names[:2], strict=True):
         # NaN survives a minimum, infinities do too: two reductions prove all.
         if not (is_finite(found.minimum) & is_finite(found.maximum)).all():

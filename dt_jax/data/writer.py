@@ -10,12 +10,21 @@ import os
 import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from dt_jax.data.episodes import ACTIONS, ENDS, REWARDS, STATES, read_episodes
-from dt_jax.data.readers import STATISTICS, STRUCT
+from dt_jax.data.episodes import (
+    ACTIONS,
+    ENDS,
+    REWARDS,
+    STATES,
+    STATISTICS,
+    STRUCT,
+    is_discrete,
+    read_episodes,
+)
 from dt_jax.data.statistics import STD_EPSILON
 from dt_jax.system.files import scratch
 
@@ -26,17 +35,18 @@ def save_trajectories(
     path: str | os.PathLike,
     episodes: Iterable[Mapping],
     *,
-    about: Mapping[str, str] | None = None,
+    about: Mapping[str, Any] | None = None,
 ) -> None:
     """Write episodes to `path` in the notebook's layout, streaming, all or nothing.
 
     Args:
       path: a folder that does not exist yet.
-      episodes: as `Trajectories.from_episodes` takes them. Floating-point columns are
-        written as float32; an episode without `dones` is done at its last step. With
-        at least S episodes the columns `state_mean` and `state_std` are written too
-        (shorter columns cannot hold them, and a reader computes them).
-      about: where they come from; `Trajectories.about` gives it back.
+      episodes: as `Trajectories.from_episodes` takes them. States, rewards and
+        continuous actions are written as float32, discrete actions as int32; an
+        episode without `dones` is done at its last step. With at least S episodes the
+        columns `state_mean` and `state_std` are written too (shorter columns cannot
+        hold them, and a reader computes them).
+      about: where they come from, for JSON; `Trajectories.about` gives it back.
 
     Raises:
       ValueError: `path` exists, or an episode is at fault.
@@ -93,7 +103,10 @@ def _stream(path, episodes):
         batch.append(
             {
                 STATES[0]: np.asarray(episode.states, np.float32),
-                ACTIONS: np.asarray(episode.actions, np.float32),
+                ACTIONS: np.asarray(
+                    episode.actions,
+                    np.int32 if is_discrete(episode.actions) else np.float32,
+                ),
                 REWARDS: np.asarray(episode.rewards, np.float32),
                 ENDS[0]: dones,
             }

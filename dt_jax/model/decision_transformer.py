@@ -47,7 +47,9 @@ class DecisionTransformer(nn.Module):
 
     The fields are those of `transformers.DecisionTransformerConfig`, with its defaults
     (a `config.json` may leave keys out); `dtype` is what the layers compute in, the
-    parameters stay float32.
+    parameters stay float32. `action_sizes` are the choices of each dimension of a
+    discrete action, `act_dim` in all; actions are then one-hot vectors, and what is
+    predicted are logits, without `action_tanh`.
     """
 
     state_dim: int = 17
@@ -69,9 +71,17 @@ class DecisionTransformer(nn.Module):
     scale_attn_weights: bool = True
     scale_attn_by_inverse_layer_idx: bool = False
     dtype: str = "float32"
+    action_sizes: tuple[int, ...] = ()
 
     def __post_init__(self):
+        self.action_sizes = tuple(self.action_sizes)  # of JSON it is a list
+        self.action_tanh = self.action_tanh and not self.action_sizes
         super().__post_init__()
+        if self.action_sizes and sum(self.action_sizes) != self.act_dim:
+            raise ValueError(
+                f"action_sizes={self.action_sizes} are {sum(self.action_sizes)} "
+                f"choices, but act_dim={self.act_dim}"
+            )
         for key in ("hidden_size", "n_layer", "n_head", "max_ep_len", "n_inner"):
             size = getattr(self, key)
             if size is not None and size < 1:

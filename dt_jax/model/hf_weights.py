@@ -42,6 +42,7 @@ FIELDS = {
     "scale_attn_weights": True,
     "scale_attn_by_inverse_layer_idx": False,
 }
+ACTION_SIZES = "action_sizes"  # ours; a model of discrete actions alone has it
 # HF's other settings that change the network, each with the one value that we have.
 FIXED = {
     "model_type": "decision_transformer",
@@ -121,6 +122,9 @@ def export_hf(
     """
     fields = {key: getattr(model, key) for key in FIELDS}
     _check_fields("model", fields)
+    discrete = {}
+    if sizes := getattr(model, ACTION_SIZES, ()):
+        discrete = {ACTION_SIZES: list(sizes)}
     layout = _layout(fields)
     arrays = {
         f"{module}.{'bias' if name == 'bias' else 'weight'}": np.asarray(array)
@@ -133,7 +137,13 @@ def export_hf(
     }
     # HF's token ids would only make it warn that they are beyond a vocabulary of one.
     ids = {"bos_token_id": None, "eos_token_id": None}
-    config = fields | FIXED | ids | {"architectures": ["DecisionTransformerModel"]}
+    config = (
+        fields
+        | discrete
+        | FIXED
+        | ids
+        | {"architectures": ["DecisionTransformerModel"]}
+    )
 
     Path(folder).mkdir(parents=True, exist_ok=True)
     _replace(Path(folder) / "model.safetensors", save(tensors, {"format": "pt"}))
@@ -196,7 +206,17 @@ def _read_config(file):
             raise ValueError(f"{file}: {key} is {config[key]!r}, expected {only!r}")
     fields = {key: config.get(key, default) for key, default in FIELDS.items()}
     _check_fields(file, fields)
+    if ACTION_SIZES in config:
+        fields[ACTION_SIZES] = _action_sizes(file, config[ACTION_SIZES])
     return fields
+
+
+def _action_sizes(file, sizes):
+    if not (isinstance(sizes, list) and all(type(n) is int and n > 0 for n in sizes)):
+        raise ValueError(
+            f"{file}: {ACTION_SIZES} is {sizes!r}, expected whole numbers above 0"
+        )
+    return tuple(sizes)
 
 
 def _read_weights(folder):

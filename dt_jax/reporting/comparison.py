@@ -7,7 +7,6 @@ losses, what was achieved for each target, the speed.
 
 import csv
 import io
-import json
 import math
 import os
 from collections.abc import Iterable, Sequence
@@ -15,8 +14,11 @@ from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
-from dt_jax.config import current_names, default_config, flatten
-from dt_jax.system.files import read_json
+from dt_jax.config import changed_keys, default_config, flatten
+from dt_jax.reporting import plots
+from dt_jax.reporting.evaluation_tables import Table
+from dt_jax.reporting.html_page import Picture, picture_grid, table_html, write_page
+from dt_jax.system.files import read_json, replacing
 from dt_jax.training.metrics import read_metrics
 
 # Of a process and its records, not of what is learned or how the model acts.
@@ -28,13 +30,13 @@ class Run(NamedTuple):
 
     Attributes:
       name: the workdir, relative to the folder of all.
-      config: every key and its value, 'section.key' each.
+      changed: the keys that have not their default, and their values.
       records: those of metrics.jsonl, at least one.
       evaluation: the newest, as `evaluation_report` gives it, or {}.
     """
 
     name: str
-    config: dict
+    changed: dict
     records: list[dict]
     evaluation: dict
 
@@ -50,7 +52,7 @@ def read_runs(folder: str | os.PathLike) -> list[Run]:
     runs = [
         Run(
             str(workdir.relative_to(folder)),
-            _config(workdir / "config.json"),
+            _changed(workdir / "config.json"),
             records,
             _evaluation(workdir / "report" / "evaluation.json", records[-1]["step"]),
         )
@@ -65,11 +67,8 @@ def read_runs(folder: str | os.PathLike) -> list[Run]:
     return runs
 
 
-def _config(path):
-    """As a flat dict; a key that is newer than the run has had its default."""
-    saved = flatten(current_names(read_json(path))) if path.is_file() else {}
-    plain = json.loads(json.dumps(default_config().to_dict()))  # tuples are lists there
-    return flatten(plain) | saved
+def _changed(path):
+    return changed_keys(read_json(path)) if path.is_file() else {}
 
 
 def _evaluation(path, last_step):
@@ -79,14 +78,14 @@ def _evaluation(path, last_step):
 
 def shared_and_changed(runs: Sequence[Run]) -> tuple[dict, list[str]]:
     """Keys that no run has by default: of all alike, and those in which they differ."""
-    plain = _config(Path())
-    keys = [key for key in plain if not key.startswith(NOT_COMPARED)]
+    defaults = flatten(default_config().to_dict())
+    names = {key for run in runs for key in run.changed}
     shared, changed = {}, []
-    for key in keys:
-        values = [run.config.get(key) for run in runs]
+    for key in sorted(key for key in names if not key.startswith(NOT_COMPARED)):
+        values = [run.changed.get(key, defaults[key]) for run in runs]
         if any(value != values[0] for value in values):
             changed.append(key)
-        elif values[0] != plain[key]:
+        else:
             shared[key] = values[0]
     return shared, changed
 
@@ -98,6 +97,7 @@ def comparison_rows(runs: Sequence[Run]) -> list[dict]:
     the episodes, in raw reward; `steps_per_second` is the median over the records.
     """
     _, changed = shared_and_changed(runs)
+    defaults = flatten(default_config().to_dict())
     actors = _unique(actor["name"] for run in runs for actor in _actors(run))
     rows = []
     for run in runs:
@@ -106,7 +106,6 @@ def comparison_rows(runs: Sequence[Run]) -> list[dict]:
         rows.append(
             {
                 "run": run.name,
-                **{key: run.config.get(key) for key in changed},
                 "step": last["step"],
                 "loss": last["loss"],
                 "validation_loss": last.get("validation_loss"),
@@ -115,6 +114,7 @@ def comparison_rows(runs: Sequence[Run]) -> list[dict]:
                 "rank_correlation": run.evaluation.get("spearman"),
                 "evaluation_step": run.evaluation.get("step"),
                 "steps_per_second": _median(run.records, "steps_per_second"),
+                **{key: run.changed.get(key, defaults[key]) for key in changed},
             }
         )
     empty = [key for key in rows[0] if all(row[key] is None for row in rows)]
@@ -128,6 +128,62 @@ def rows_csv(rows: Sequence[dict]) -> str:
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()
+
+
+def write_comparison(folder: str | os.PathLike) -> tuple[Path, Path]:
+    """Write `report/index.html` and `report/runs.csv` of all runs in the folder.
+
+    Raises:
+      FileNotFoundError: there is none.
+    """
+    folder = Path(folder)
+    runs, report = read_runs(folder), folder / "report"
+    rows = comparison_rows(runs)
+    shared, _ = shared_and_changed(runs)
+    best = min(runs, key=lambda run: run.records[-1]["loss"])
+    write_page(
+        report / "index.html",
+        title=folder.resolve().name,
+        lead=f"{len(runs)} runs side by side, each by its last record.",
+        figures={"runs": f"{len(runs):,}", "lowest loss at the end": best.name},
+        warnings=[],
+        sections={
+            "Runs": table_html(
+                Table(
+                    tuple(k if "." in k else k.replace("_", " ") for k in rows[0]),
+                    [tuple(map(_cell, row.values())) for row in rows],
+                    [f"{key} = {_cell(value)} in all" for key, value in shared.items()],
+                ),
+                {run.name: f"../{run.name}/report/index.html" for run in runs},
+            ),
+            "Curves": picture_grid(list(_pictures(runs))),
+        },
+    )
+    with replacing(report / "runs.csv") as unfinished:
+        unfinished.write_text(rows_csv(rows), "utf-8")
+    return report / "index.html", report / "runs.csv"
+
+
+def _pictures(runs):
+    records = {run.name: run.records for run in runs}
+    yield Picture("loss", plots.draw_losses(records, "loss"), "The loss by update.")
+    if any("validation_loss" in record for run in runs for record in run.records):
+        figure = plots.draw_losses(records, "validation_loss")
+        yield Picture("validation_loss", figure, "The loss on held-out data by update.")
+    reports = {run.name: run.evaluation for run in runs if _targeted(run)}
+    if reports:
+        figure = plots.draw_achieved(reports)
+        yield Picture("achieved", figure, "What each run achieved for each target.")
+
+
+def _targeted(run):
+    return any(actor["target"] is not None for actor in _actors(run))
+
+
+def _cell(value):
+    if value is None:
+        return "-"
+    return f"{value:,.5g}" if isinstance(value, float) else str(value)
 
 
 def _actors(run):

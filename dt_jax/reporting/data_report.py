@@ -12,6 +12,7 @@ from dt_jax.data.segments import SegmentSampler
 from dt_jax.data.trajectories import Trajectories
 
 QUANTILES = (0.0, 0.1, 0.5, 0.9, 1.0)
+BINS = 40  # of a histogram, and of the timesteps
 SAMPLED_STEPS = 1_000_000  # returns-to-go beyond this many are sampled evenly
 WEAK_SIGNAL = 0.1  # returns-to-go below this hardly move the network
 
@@ -20,19 +21,23 @@ def data_report(
     sampler: SegmentSampler,
     *,
     whole: Trajectories,
+    action_bounds: tuple | None,
     action_tanh: bool,
     placement: str,
     plan: dict,
 ) -> dict:
     """What is in the data, and under 'warnings' what its owner should know.
 
-    `sampler` is training's, `whole` has what is held out too; `placement` and `plan`
-    are where the store will lie and `feed.memory_plan`.
+    `sampler` is training's, `whole` has what is held out too; `action_bounds` are what
+    actions are scaled by, `placement` and `plan` where the store will lie and
+    `feed.memory_plan`.
     """
     trajectories = sampler.trajectories
     facts = trajectories.facts()
     lengths_E = trajectories.lengths
     returns_E = np.sort(sampler.returns_to_go[trajectories.starts])
+    to_go, timesteps = _returns_to_go(sampler)
+    counts = trajectories.choice_counts()
     report = {
         "trajectories": trajectories.num_trajectories,
         "steps": trajectories.num_steps,
@@ -45,7 +50,18 @@ def data_report(
         "returns": _quantiles(returns_E),
         "return_mean": float(returns_E.mean(dtype=np.float64)),
         "return_std": float(returns_E.std(dtype=np.float64)),
-        "returns_to_go": _quantiles(_returns_to_go(sampler)),
+        "returns_to_go": _quantiles(to_go),
+        "histograms": {
+            "return": _histogram(returns_E),
+            "length": _histogram(lengths_E),
+        },
+        "returns_to_go_by_timestep": _by_timestep(to_go, timesteps),
+        "choices": [count.tolist() for count in counts],
+        "action_ranges": {
+            "min": facts.action_min.tolist(),
+            "max": facts.action_max.tolist(),
+        },
+        "action_bounds": action_bounds and [bound.tolist() for bound in action_bounds],
         "action_range": [
             float(facts.action_min.min()),
             float(facts.action_max.max()),
@@ -80,7 +96,6 @@ def describe_data(report: dict, *, with_memory: bool = True) -> str:
         numbers = map(number, quantiles.values())
         return f"  {name:22s}" + "".join(f"{text:>11s}" for text in numbers)
 
-    low, high = report["action_range"]
     constant = report["constant_features"]
     inner = report["trajectories_with_inner_dones"]
     held_out = report["held_out_trajectories"]
@@ -89,11 +104,12 @@ def describe_data(report: dict, *, with_memory: bool = True) -> str:
         f"state_dim {report['state_dim']}, act_dim {report['act_dim']}, "
         f"{_bytes(report['bytes'])}",
         *([f"  held out besides: {held_out:,} trajectories"] if held_out else []),
+        *_source(report["about"]),
         "  " + " " * 22 + "".join(f"{q:>11s}" for q in report["lengths"]),
         row("length", report["lengths"]),
         row("return / scale", report["returns"]),
         row("return-to-go / scale", report["returns_to_go"]),
-        f"  actions from {low:.4g} to {high:.4g}; constant features: {len(constant)}"
+        f"  {_actions(report)}; constant features: {len(constant)}"
         + (f" ({_few(constant)})" if constant else ""),
         f"  repeated trajectories: {report['repeated_trajectories']}; "
         f"with a done inside: {'unknown' if inner is None else inner}; "
@@ -116,14 +132,62 @@ def describe_data(report: dict, *, with_memory: bool = True) -> str:
     return "\n".join(map(wrapper.fill, lines))
 
 
+def _actions(report):
+    if choices := report["choices"]:
+        shown = "; ".join(
+            " ".join(f"{n:,}" for n in count[:6]) for count in choices[:3]
+        )
+        cut = len(choices) > 3 or any(len(count) > 6 for count in choices[:3])
+        sizes = " x ".join(str(len(count)) for count in choices[:6])
+        more = " x ..." if len(choices) > 6 else ""
+        return (
+            f"discrete actions of {sizes}{more} choices, taken {shown}"
+            f"{' ...' if cut else ''} times"
+        )
+    low, high = report["action_range"]
+    scaled = ", scaled to -1 and 1" if report["action_bounds"] else ""
+    return f"actions from {low:.4g} to {high:.4g}{scaled}"
+
+
+def _histogram(values):
+    """Counts between edges; whole numbers of a few get a bin each."""
+    low, high = float(values.min()), float(values.max())
+    bins = BINS
+    if values.dtype.kind == "i":
+        low, high = low - 0.5, high + 0.5
+        bins = min(BINS, int(high - low))
+    if low == high:
+        low, high, bins = low - 0.5, high + 0.5, 1
+    counts, edges = np.histogram(values, bins, (low, high))
+    return {"edges": edges.tolist(), "counts": counts.tolist()}
+
+
+def _by_timestep(to_go, timesteps):
+    """Quantiles of the returns-to-go in at most BINS ranges of timesteps."""
+    last = int(timesteps.max())
+    edges = np.unique(np.linspace(0, last + 1, BINS + 1).astype(int))
+    order = np.argsort(timesteps, kind="stable")
+    bounds = np.searchsorted(timesteps[order], edges)
+    parts = np.split(to_go[order], bounds[1:-1])
+    filled = [
+        (edge, part) for edge, part in zip(edges, parts, strict=False) if len(part)
+    ]
+    levels = [_quantiles(part) for _, part in filled]
+    return {
+        "timestep": [int(edge) for edge, _ in filled],
+        **{name: [level[name] for level in levels] for name in levels[0]},
+    }
+
+
 def _returns_to_go(sampler):
+    """Of evenly chosen steps, and their timesteps."""
     trajectories = sampler.trajectories
     ends_E = np.cumsum(trajectories.lengths)
     count = min(SAMPLED_STEPS, trajectories.num_steps)
     steps = np.arange(count) * trajectories.num_steps // count
     owner = np.searchsorted(ends_E, steps, side="right")
     offset = steps - (ends_E - trajectories.lengths)[owner]
-    return sampler.returns_to_go[trajectories.starts[owner] + offset]
+    return sampler.returns_to_go[trajectories.starts[owner] + offset], offset
 
 
 def _quantiles(values):
@@ -145,10 +209,11 @@ def _inner_dones(trajectories):
 def _warnings(report, sampler, action_tanh):
     warnings = []
     low, high = report["action_range"]
-    if action_tanh and max(-low, high) > 1:
+    is_reached = not action_tanh or report["action_bounds"] or report["choices"]
+    if not is_reached and max(-low, high) > 1:
         warnings.append(
             f"actions reach from {low:.4g} to {high:.4g}, but model.action_tanh=True "
-            "predicts within (-1, 1)"
+            "predicts within (-1, 1); data.action_scaling=auto scales them"
         )
     if report["constant_features"]:
         warnings.append(
@@ -184,6 +249,24 @@ def _warnings(report, sampler, action_tanh):
             "signal; targets must be of this size too"
         )
     return warnings
+
+
+def _source(about):
+    """Lines on where data that was converted comes from, and what it knows."""
+    if "format" not in about:
+        return
+    left_out = f"; left out: {about['left_out']}" if "left_out" in about else ""
+    yield f"  converted from {about['format']}, {about['source']}{left_out}"
+    if about.get("observations"):
+        yield f"  observations, flattened: {about['observations']}"
+    known = []
+    if "environment_kwargs" in about:
+        known.append(f"eval.environment={about['environment']}")
+    if "score_range" in about:
+        low, high = about["score_range"]
+        known.append(f"eval.score_range=({low:.6g}, {high:.6g})")
+    if known:
+        yield f"  unless you set them: {', '.join(known)}"
 
 
 def _few(numbers):

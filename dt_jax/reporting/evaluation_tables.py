@@ -6,16 +6,18 @@ and text.
 """
 
 import math
+import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from dt_jax.system.text import WIDTH, fit
-from dt_jax.trading.backtest import BUSINESS_DAYS, Curves, figures
+from dt_jax.trading.backtest import BUSINESS_DAYS, Curves, drawdown, figures
 
 RANDOM = "random actions"  # the actor whose mean return is normalised to 0
 WEAK_RANK = 0.5  # targets that steer less than this hardly steer
+MOST_DAYS = 300  # of the curves of accounts
 YEARS = {365: "365 days", 252: "252 business days", 52: "52 weeks", 12: "12 months"}
 
 
@@ -114,11 +116,47 @@ def evaluation_report(
             name: _backtest(curves, periods_a_year)
             for name, curves in backtest_references.items()
         },
+        "curves": _curves(actors, backtest_references or {}),
         "periods_a_year": None
         if all(actor.curves is None for actor in actors)
         else periods_a_year,
     }
     return report | {"warnings": _warnings(report)}
+
+
+def _curves(actors, references):
+    """Accounts by day, for pictures: means over the episodes and their standard errors.
+
+    At most MOST_DAYS evenly chosen days, as dates where all episodes run on the same.
+    """
+    with_accounts = [actor for actor in actors if actor.curves is not None]
+    if not with_accounts:
+        return None
+    longest = max(len(actor.curves.assets) for actor in with_accounts)
+    days = np.unique(np.linspace(0, longest - 1, MOST_DAYS).astype(int))
+    dates_DxE = np.asarray(with_accounts[0].info.get("date", [[]]))
+    dated = len(dates_DxE) == longest and (dates_DxE == dates_DxE[:, :1]).all()
+
+    def summary(values_DxE):
+        shown_DxE = values_DxE[days[days < len(values_DxE)]]
+        mean_D = np.nanmean(shown_DxE, axis=1)
+        error_D = np.nanstd(shown_DxE, axis=1)
+        error_D /= np.sqrt(np.isfinite(shown_DxE).sum(axis=1))
+        return {"mean": mean_D.tolist(), "error": error_D.tolist()}
+
+    accounts = {actor.name: actor.curves.assets for actor in with_accounts}
+    accounts |= {name: curves.assets for name, curves in references.items()}
+    return {
+        "dated": bool(dated),
+        "days": dates_DxE[days, 0].tolist() if dated else days.tolist(),
+        "accounts": {
+            name: {
+                "assets": summary(assets_DxE),
+                "drawdown": summary(-100.0 * drawdown(assets_DxE)),
+            }
+            for name, assets_DxE in accounts.items()
+        },
+    }
 
 
 def _backtest(curves, periods):
@@ -165,6 +203,22 @@ def _warnings(report):
             f"{longest:,}: later timesteps were never trained"
         )
     return warnings
+
+
+def evaluation_scalars(report: dict) -> dict[str, float]:
+    """{tag: number} of the report's main figures: evaluation/<figure>/<actor>."""
+    scalars = {"evaluation/rank_correlation": report["spearman"]}
+    for actor in report["actors"]:
+        figures = {"return": actor["mean"], "normalized": actor["normalized"]}
+        account = actor["backtest"] or {}
+        for key in ("sharpe", "total_return", "max_drawdown"):
+            figures[key] = account.get(key)
+        who = actor["name"]
+        if actor["target"] is not None:
+            who = f"target_{actor['target']:.6g}"
+        who = re.sub(r"[^\w.:+-]+", "_", who)  # a tag's slashes make groups
+        scalars |= {f"evaluation/{key}/{who}": value for key, value in figures.items()}
+    return {tag: value for tag, value in scalars.items() if value is not None}
 
 
 def describe_evaluation(report: dict) -> str:

@@ -1,187 +1,368 @@
 # SPDX-License-Identifier: Apache-2.0
-"""All pictures, as PNG: loss, held-out error, returns by target, accounts by day.
+"""All pictures of a run: records and reports in, matplotlib figures out.
 
-The colours differ in lightness too, for the colour-blind and for grey paper: the higher
-a target, the darker.
+They are functions of the JSON files of a workdir. Colours and axes are those of
+style.py; a target has the same colour wherever it is drawn.
 """
 
-import io
-import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import cycle
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dt_jax.reporting.evaluation_tables import ActorResult
-from dt_jax.system.files import replacing
-from dt_jax.trading.backtest import Curves, drawdown
+from dt_jax.reporting.style import (
+    BAND,
+    BLUE,
+    GOLD,
+    HEIGHT,
+    INK,
+    INNER,
+    ORANGE,
+    OTHERS,
+    SHADES,
+    SOFT,
+    legend,
+    logarithmic,
+    make_axes,
+    make_figure,
+    plain_numbers,
+    styled,
+)
 
-BLUE, ORANGES, GREYS = "#0072b2", ("#d55e00", "#e69f00"), ("0.0", "0.6")
-
-
-def draw_loss(path: str | os.PathLike, records: list[dict]) -> None:
-    """The loss (logarithmic) and the learning rate by update, as PNG."""
-    _save(path, _loss(records))
-
-
-def loss_png(records: list[dict]) -> bytes:
-    """The same picture, for whoever has no file to put it in."""
-    return _png(_loss(records))
-
-
-def _loss(records):
-    # matplotlib is slow to import, and only pictures need it.
+if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    steps = [record["step"] for record in records]
-    marker = "." if len(steps) < 30 else None  # a lone record draws no line
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
-    axes = figure.add_subplot(xlabel="update", ylabel="loss (mean squared error)")
-    axes.semilogy(
-        steps,
-        [record["loss"] for record in records],
-        color="tab:blue",
-        marker=marker,
-        label="loss",
-    )
-    axes.grid(alpha=0.3, which="both")
-    rate_axes = axes.twinx()
-    rate_axes.plot(
-        steps,
-        [record["learning_rate"] for record in records],
-        color="tab:gray",
-        linestyle="--",
-        label="learning rate",
-    )
-    rate_axes.set_ylabel("learning rate")
-    rate_axes.set_ylim(bottom=0)
-    figure.legend(loc="outside upper right", ncols=2, frameon=False)
+SMOOTHED = 20  # a smoothed line is a mean over a twentieth of all records
+
+
+@styled()
+def draw_loss(records: Sequence[dict]) -> "Figure":
+    """The loss on training batches, raw and smoothed, and on held-out data."""
+    figure, axes = make_axes("update", "loss")
+    steps, losses = _series(records, "loss")
+    if len(steps) < 2 * SMOOTHED:
+        axes.plot(steps, losses, color=BLUE, marker=_marker(steps), label="training")
+    else:
+        axes.plot(steps, losses, color=BLUE, alpha=0.3, linewidth=0.8)
+        axes.plot(steps, _smooth(losses), color=BLUE, label="training, smoothed")
+    steps, losses = _series(records, "validation_loss")
+    if len(steps):
+        axes.plot(steps, losses, color=ORANGE, marker=_marker(steps), label="held out")
+    logarithmic(axes)
+    legend(figure)
     return figure
 
 
-def draw_held_out(path: str | os.PathLike, errors: dict) -> None:
-    """What `HeldOut.evaluate` says: the error in each bin, beside the references."""
-    from matplotlib.figure import Figure
+@styled()
+def draw_rates(records: Sequence[dict]) -> "Figure":
+    """Learning rate, gradient norm and updates a second (and accuracy) in panels."""
+    panels = {
+        "learning_rate": "learning rate",
+        "grad_norm": "gradient norm, before clipping",
+        "steps_per_second": "updates a second",
+        "accuracy": "accuracy on training batches",
+    }
+    panels = {key: text for key, text in panels.items() if _series(records, key)[0]}
+    figure = make_figure()
+    for place, (key, text) in enumerate(panels.items(), 1):
+        axes = figure.add_subplot(len(panels), 1, place, title=text)
+        steps, values = _series(records, key)
+        axes.plot(steps, values, color=BLUE, marker=_marker(steps), linewidth=1.2)
+        plain_numbers(axes)
+        axes.yaxis.get_major_locator().set_params(nbins=3)
+        axes.set_ylim(bottom=0)
+        if place < len(panels):
+            axes.tick_params(labelbottom=False)
+        else:
+            axes.set_xlabel("update")
+    return figure
 
-    bins, references = errors["bins"], errors["references"]
-    names = [f"{bin['from']:.4g} to\n{bin['to']:.4g}" for bin in bins]
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
-    axes = figure.add_subplot(
-        xlabel="return-to-go / scale", ylabel="mean squared error, held out"
-    )
-    axes.semilogy(names, [bin["mse"] for bin in bins], marker="o", label="model")
-    for name, color in (("mean_action", "gray"), ("previous_action", "orange")):
-        label = name.replace("_", " ")
-        axes.axhline(references[name], color=f"tab:{color}", ls="--", label=label)
-    axes.grid(alpha=0.3, which="both")
-    figure.legend(loc="outside upper right", ncols=3, frameon=False)
-    _save(path, figure)
+
+@styled()
+def draw_error_by_return(errors: dict) -> "Figure":
+    """What `HeldOut.evaluate` says, by return-to-go, beside its two references."""
+    name, title = _error_of(errors)
+    figure, axes = make_axes("return-to-go / scale", title)
+    bins = errors["bins"]
+    places = np.arange(len(bins))
+    axes.bar(places, [each[name] for each in bins], color=BLUE, width=0.7)
+    names = [f"{each['from']:.3g} to\n{each['to']:.3g}" for each in bins]
+    axes.set_xticks(places, names)
+    axes.grid(axis="x", visible=False)
+    for (reference, value), colour in zip(
+        errors["references"].items(), OTHERS, strict=False
+    ):
+        text = reference.replace("_", " ")
+        axes.axhline(value, color=colour, linestyle="--", label=text)
+    legend(figure)
+    return figure
 
 
-def draw_targets(path: str | os.PathLike, report: dict) -> None:
+@styled()
+def draw_error_by_dimension(errors: dict) -> "Figure":
+    """The same by dimension of the action, and the mean of all."""
+    name, title = _error_of(errors)
+    figure, axes = make_axes("dimension of the action", title)
+    _draw_dimensions(axes, np.array(errors[f"{name}_per_dimension"]))
+    axes.axhline(errors[name], color=INK, linestyle="--", linewidth=1, label="mean")
+    legend(figure)
+    return figure
+
+
+@styled()
+def draw_targets(report: dict) -> "Figure":
     """What was achieved for each target, from `evaluation_report`."""
-    figure, axes = _axes("target return", "achieved return")
-    axes.xaxis.set_major_formatter("{x:,.10g}")
+    figure, axes = make_axes("target return", "achieved return")
     data = report["data"]["returns"]
-    axes.axhspan(data["min"], data["max"], color="0.95", label="data, all")
-    axes.axhspan(data["10 %"], data["90 %"], color="0.89", label="data, 10 to 90 %")
-    axes.axhline(data["mean"], color="0.6", linewidth=1, label="data, mean")
-
-    targeted = [actor for actor in report["actors"] if actor["target"] is not None]
-    baselines = [actor for actor in report["actors"] if actor["target"] is None]
-    for actor, colour in zip(baselines, cycle(ORANGES)):
-        axes.axhline(actor["mean"], color=colour, label=actor["name"])
-    targets = [actor["target"] for actor in targeted]
-    axes.plot(targets, targets, color="0.3", linestyle="--", label="as asked for")
-    for target, actor in zip(targets, targeted, strict=True):
-        each = np.full(len(actor["returns"]), target)
-        axes.plot(each, actor["returns"], ".", color=BLUE, alpha=0.3, markeredgewidth=0)
-    means, stds = ([actor[key] for actor in targeted] for key in ("mean", "std"))
-    axes.errorbar(
-        targets, means, stds, fmt="o", color=BLUE, capsize=4, label="mean ± sd"
+    axes.axhspan(data["min"], data["max"], color=BAND, linewidth=0, label="data")
+    axes.axhspan(
+        *(data["10 %"], data["90 %"]), color=INNER, linewidth=0, label="10 to 90 %"
     )
-    figure.legend(loc="outside upper left", ncols=4, frameon=False)
-    _save(path, figure)
+    targeted, baselines = _actors(report)
+    for actor, colour in zip(baselines, cycle(OTHERS)):
+        axes.axhline(actor["mean"], color=colour, label=_short(actor["name"]))
+    targets = [actor["target"] for actor in targeted]
+    axes.plot(targets, targets, color=SOFT, linestyle="--", label="as asked for")
+    for actor, colour in zip(targeted, _shades(len(targeted)), strict=True):
+        each = np.full(len(actor["returns"]), actor["target"])
+        axes.plot(each, actor["returns"], ".", color=SOFT, alpha=0.4, markersize=4)
+        axes.errorbar(
+            *(actor["target"], actor["mean"], actor["std"]),
+            **{"fmt": "o", "color": colour, "capsize": 4, "zorder": 3},
+            label="mean ± sd" if actor is targeted[-1] else None,
+        )
+    legend(figure, columns=3)
+    return figure
 
 
-def draw_accounts(
-    path: str | os.PathLike,
-    actors: Sequence[ActorResult],
-    references: dict[str, Curves],
-) -> None:
-    """The account value by day: the mean over episodes, and for actors a band of its
-    standard error. By date where all episodes run on the same days."""
-    _draw_curves(path, actors, references, "account value", np.asarray)
+@styled()
+def draw_by_update(reports: Sequence[dict]) -> "Figure":
+    """What several evaluations of a run achieved, a line for each actor."""
+    figure, axes = make_axes("update", "achieved return")
+    targeted, baselines = _actors(reports[-1])
+    colours = [*_shades(len(targeted))]
+    colours += [colour for _, colour in zip(baselines, cycle(OTHERS))]
+    for actor, colour in zip([*targeted, *baselines], colours, strict=True):
+        points = [
+            (report["step"], found["mean"])
+            for report in reports
+            for found in report["actors"]
+            if found["name"] == actor["name"]
+        ]
+        axes.plot(*zip(*points, strict=True), "o-", color=colour, markersize=4)
+        axes.lines[-1].set_label(_short(actor["name"]))
+    legend(figure, columns=3)
+    return figure
 
 
-def draw_drawdown(
-    path: str | os.PathLike,
-    actors: Sequence[ActorResult],
-    references: dict[str, Curves],
-) -> None:
-    """The loss since the peak by day, downwards; otherwise as `draw_accounts`."""
-
-    def percent(assets_DxE):
-        return -100.0 * drawdown(assets_DxE)
-
-    _draw_curves(path, actors, references, "loss since the peak, %", percent)
+@styled()
+def draw_accounts(report: dict) -> "Figure":
+    """The account by day of each actor and reference, from `evaluation_report`."""
+    return _draw_curves(report, "assets", "account value")
 
 
-def _draw_curves(path, actors, references, ylabel, of_assets):
-    import matplotlib
+@styled()
+def draw_drawdown(report: dict) -> "Figure":
+    """The loss since the account's peak, downwards."""
+    return _draw_curves(report, "drawdown", "loss since the peak, %")
+
+
+@styled()
+def draw_histogram(histogram: dict, xlabel: str) -> "Figure":
+    """Trajectories by return or length: 'edges', and 'counts' between them."""
+    figure, axes = make_axes(xlabel, "trajectories")
+    edges = np.array(histogram["edges"])
+    axes.stairs(histogram["counts"], edges, fill=True, color=BLUE)
+    if (edges % 1 == 0.5).all():  # a bin for each whole number
+        _whole_numbers(axes)
+        axes.margins(x=0.1 if len(edges) > 2 else 3.0)
+    axes.grid(axis="x", visible=False)
+    return figure
+
+
+@styled()
+def draw_returns_to_go(levels: dict) -> "Figure":
+    """Quantiles of the returns-to-go by timestep."""
+    figure, axes = make_axes("timestep", "return-to-go / scale")
+    steps = levels["timestep"]
+    for low, high, colour in (("min", "max", BAND), ("10 %", "90 %", INNER)):
+        text = "all" if low == "min" else f"{low[:-2]} to {high}"
+        band = {"color": colour, "linewidth": 0, "label": text}
+        axes.fill_between(steps, levels[low], levels[high], **band)
+    axes.plot(steps, levels["median"], color=BLUE, label="median")
+    legend(figure)
+    return figure
+
+
+@styled()
+def draw_action_ranges(ranges: dict) -> "Figure":
+    """The smallest and the largest action of each dimension."""
+    figure, axes = make_axes("dimension of the action", "actions, smallest to largest")
+    _draw_dimensions(axes, np.array(ranges["max"]), np.array(ranges["min"]))
+    return figure
+
+
+@styled()
+def draw_choices(counts: Sequence[Sequence[int]]) -> "Figure":
+    """How often each choice of discrete actions was taken: a panel a dimension."""
+    shown = counts[:4]
+    figure = make_figure(max(HEIGHT, 1.1 * len(shown)))
+    for place, count in enumerate(shown, 1):
+        axes = figure.add_subplot(len(shown), 1, place)
+        axes.bar(np.arange(len(count)), np.array(count) / sum(count), color=BLUE)
+        axes.set_ylabel("share")
+        plain_numbers(axes)
+        axes.set_xlabel(
+            "choice" if len(counts) == 1 else f"choice of dimension {place - 1}"
+        )
+    return figure
+
+
+@styled()
+def draw_losses(records_by_run: Mapping[str, Sequence[dict]], key: str) -> "Figure":
+    """The loss (or `validation_loss`) of several runs."""
+    figure, axes = make_axes("update", key.replace("_", " "))
+    for (name, records), style in zip(
+        records_by_run.items(), _line_styles(), strict=False
+    ):
+        steps, losses = _series(records, key)
+        if len(steps):
+            smooth = _smooth(losses) if len(losses) >= 2 * SMOOTHED else losses
+            axes.plot(steps, smooth, **style, marker=_marker(steps))
+            axes.lines[-1].set_label(_short(name))
+    logarithmic(axes)
+    legend(figure, columns=3)
+    return figure
+
+
+@styled()
+def draw_achieved(reports_by_run: Mapping[str, dict]) -> "Figure":
+    """What several runs achieved for each target."""
+    figure, axes = make_axes("target return", "achieved return")
+    every = [
+        actor["target"]
+        for report in reports_by_run.values()
+        for actor in _actors(report)[0]
+    ]
+    line = [min(every), max(every)]
+    axes.plot(line, line, color=SOFT, linestyle="--", label="as asked for")
+    for (name, report), style in zip(
+        reports_by_run.items(), _line_styles(), strict=False
+    ):
+        points = [(actor["target"], actor["mean"]) for actor in _actors(report)[0]]
+        axes.plot(*zip(*points, strict=True), **style, marker="o", markersize=4)
+        axes.lines[-1].set_label(_short(name))
+    legend(figure, columns=3)
+    return figure
+
+
+def _draw_curves(report, key, ylabel):
     from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
 
-    actors = [actor for actor in actors if actor.curves is not None]
-    dates_DxE = np.asarray(actors[0].info["date"])
-    dated = (dates_DxE == dates_DxE[:, :1]).all()
-    figure, axes = _axes("" if dated else "day of the episode", ylabel)
-    days_D = np.arange(len(dates_DxE))
-    if dated:
-        days_D = dates_DxE[:, 0].astype("datetime64[s]")  # with the time, if any
+    curves = report["curves"]
+    figure, axes = make_axes("" if curves["dated"] else "day of the episode", ylabel)
+    days = curves["days"]
+    if curves["dated"]:
+        days = np.array(days, "datetime64[s]")  # with the time, if any
         locator = AutoDateLocator()
         axes.xaxis.set_major_locator(locator)
         axes.xaxis.set_major_formatter(ConciseDateFormatter(locator))
-
-    def draw(name, curves, colour, alpha):
-        values_DxE = of_assets(curves.assets)
-        mean_D = np.nanmean(values_DxE, axis=1)
-        error_D = np.nanstd(values_DxE, axis=1)
-        error_D /= np.sqrt(np.isfinite(values_DxE).sum(axis=1))
-        x_D = days_D[: len(mean_D)]
-        axes.plot(x_D, mean_D, color=colour, linewidth=1.2, label=name)
-        band = (mean_D - error_D, mean_D + error_D)
-        axes.fill_between(x_D, *band, color=colour, alpha=alpha, linewidth=0)
-
-    targeted = [actor for actor in actors if actor.target is not None]
-    baselines = [actor for actor in actors if actor.target is None]
-    shades = matplotlib.colormaps["viridis"](np.linspace(0.0, 0.85, len(targeted)))
-    for actor, colour in zip(targeted, shades[::-1], strict=True):
-        draw(actor.name, actor.curves, colour, 0.15)
-    for actor, colour in zip(baselines, cycle(ORANGES)):
-        draw(actor.name, actor.curves, colour, 0.15)
-    for (name, curves), colour in zip(references.items(), cycle(GREYS)):
-        draw(name, curves, colour, 0.0)
-    figure.legend(loc="outside upper left", ncols=4, frameon=False)
-    _save(path, figure)
-
-
-def _axes(xlabel, ylabel):
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
-    axes = figure.add_subplot(xlabel=xlabel, ylabel=ylabel)
-    axes.yaxis.set_major_formatter("{x:,.10g}")
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(alpha=0.3)
-    return figure, axes
+    targeted, baselines = _actors(report)
+    names = [actor["name"] for actor in [*targeted, *baselines]]
+    colours = [*_shades(len(targeted))]
+    colours += [colour for _, colour in zip(baselines, cycle(OTHERS))]
+    styles = {
+        name: {"color": colour} for name, colour in zip(names, colours, strict=True)
+    }
+    styles |= {
+        name: {"color": INK, "linestyle": style, "linewidth": 1.0}
+        for name, style in zip(report["backtest_references"] or {}, cycle("-:"))
+    }
+    for name, style in styles.items():
+        if name in curves["accounts"]:
+            mean, error = (
+                np.array(curves["accounts"][name][key][part], float)
+                for part in ("mean", "error")
+            )
+            x = days[: len(mean)]
+            axes.plot(x, mean, label=_short(name), **style)
+            if "linestyle" not in style:
+                band = {"color": style["color"], "alpha": 0.15, "linewidth": 0}
+                axes.fill_between(x, mean - error, mean + error, **band)
+    legend(figure, columns=3)
+    return figure
 
 
-def _save(path, figure):
-    with replacing(path) as unfinished:
-        unfinished.write_bytes(_png(figure))
+def _actors(report):
+    """Those with a target, by it, and the baselines."""
+    targeted = [actor for actor in report["actors"] if actor["target"] is not None]
+    baselines = [actor for actor in report["actors"] if actor["target"] is None]
+    return sorted(targeted, key=lambda actor: actor["target"]), baselines
 
 
-def _png(figure) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, dpi=120, format="png")
-    return buffer.getvalue()
+def _shades(count):
+    """So many, from pale to strong; of a few the strong ones."""
+    places = np.linspace(0 if count > 3 else 2, len(SHADES) - 1, count)
+    return [SHADES[round(place)] for place in places] if count > 1 else [BLUE]
+
+
+def _line_styles():
+    colours = (BLUE, ORANGE, *OTHERS[2:], GOLD, INK)
+    for line in ("-", "--", ":", "-."):
+        for colour in colours:
+            yield {"color": colour, "linestyle": line}
+
+
+def _series(records, key):
+    """Steps and finite values of the records that have some."""
+    points = [
+        (record["step"], record[key])
+        for record in records
+        if np.isfinite(record.get(key, np.nan))
+    ]
+    return tuple(map(list, zip(*points, strict=True))) if points else ([], [])
+
+
+def _smooth(values):
+    """The mean over the records around each, fewer at both ends."""
+    half = max(1, len(values) // (2 * SMOOTHED))
+    sums = np.concatenate(([0.0], np.cumsum(values)))
+    places = np.arange(len(values))
+    low = np.maximum(places - half, 0)
+    high = np.minimum(places + half + 1, len(values))
+    return (sums[high] - sums[low]) / (high - low)
+
+
+def _marker(steps):
+    return "." if len(steps) < 30 else None  # a lone record draws no line
+
+
+def _error_of(errors):
+    if "accuracy" in errors:
+        return "accuracy", "accuracy, held out"
+    return "mse", "mean squared error, held out"
+
+
+def _draw_dimensions(axes, high_A, low_A=0.0):
+    """A bar for each dimension; of many, which would shimmer, one shape."""
+    count = len(high_A)
+    _whole_numbers(axes)
+    axes.set_xlim(-0.6, count - 0.4)
+    if count < 60:
+        axes.bar(np.arange(count), high_A - low_A, 0.7, low_A, color=BLUE)
+    else:
+        edges = np.arange(count + 1) - 0.5
+        axes.stairs(high_A, edges, baseline=low_A, fill=True, color=BLUE)
+
+
+def _whole_numbers(axes):
+    from matplotlib.ticker import MaxNLocator
+
+    axes.xaxis.set_major_locator(MaxNLocator(7, integer=True, min_n_ticks=1))
+    axes.grid(axis="x", visible=False)
+
+
+def _short(name, room=26):
+    """A legend's text; of a long path its end tells most."""
+    return name if len(name) <= room else f"...{name[3 - room :]}"

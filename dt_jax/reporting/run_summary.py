@@ -28,17 +28,20 @@ def describe_run(
     errors, pictures = "", {}
     if held_out:
         pictures = {
-            "report/held_out.png": "the error on held-out data by return-to-go",
-            "report/held_out.json": "the same as numbers",
+            "report/held_out.json": "the errors on held-out data",
         }
-        mean, previous = held_out["references"].values()
+        constant, previous = held_out["references"].values()
+        if "accuracy" in held_out:
+            name, kind, found = "accuracy", "most frequent", held_out["accuracy"]
+        else:
+            name, kind, found = "mean squared error", "mean", held_out["mse"]
         errors = (
-            f"\nHeld-out data: mean squared error {held_out['mse']:.4g}\n  "
-            f"beside {mean:.4g} of the mean action, {previous:.4g} of the previous one"
+            f"\nHeld-out data: {name} {found:.4g}\n  beside {constant:.4g} of the "
+            f"{kind} action, {previous:.4g} of the previous one"
         )
     files = {
         "report/index.html": "all of it on one page",
-        "report/loss.png": "the loss curve",
+        "report/loss.svg": "the loss curve",
         **pictures,
         "metrics.jsonl": "the same as numbers; tensorboard/ too",
         "summary.json": "these figures",

@@ -238,8 +238,9 @@ def memory_plan(
     check_choice("store_dtype", store_dtype, STORE_DTYPES)
     trajectories = sampler.trajectories
     num_rows, state_dim = trajectories.states.shape
-    step_bytes = 4 * (state_dim + trajectories.act_dim + 2)
-    store = store_shapes(num_rows, state_dim, trajectories.act_dim, store_dtype)
+    action_width = trajectories.actions.shape[1]
+    step_bytes = 4 * (state_dim + action_width + 2)
+    store = store_shapes(num_rows, state_dim, action_width, store_dtype)
 
     def ahead(placement, step_bytes):
         updates = CALLS_AHEAD * (updates_per_call or best_updates_per_call(placement))
@@ -292,7 +293,7 @@ def choose_placement(placement: str, plan: dict) -> Placement:
 def store_shapes(
     num_rows: int,
     state_dim: int,
-    act_dim: int,
+    action_width: int,
     store_dtype: str,
     sharding: Sharding | None = None,
 ) -> Store:
@@ -310,7 +311,7 @@ def store_shapes(
         states=array(num_rows, state_dim, dtype=store_dtype),
         state_mean=array(state_dim),
         state_std=array(state_dim),
-        actions=array(num_rows, act_dim),
+        actions=array(num_rows, action_width),
         rewards=array(num_rows),
         returns_to_go=array(num_rows),
     )
@@ -382,7 +383,10 @@ def _resident(sampler, everywhere, store_dtype) -> Store:
     trajectories = sampler.trajectories
     state_mean, state_std = trajectories.state_mean, trajectories.state_std
     shapes = store_shapes(
-        *trajectories.states.shape, trajectories.act_dim, store_dtype, everywhere
+        *trajectories.states.shape,
+        trajectories.actions.shape[1],
+        store_dtype,
+        everywhere,
     )
 
     def send(rows, shape):

@@ -68,6 +68,7 @@ def run_updates(
     checkpoints: Checkpoints | None = None,
     record: dict | None = None,
     held_out: HeldOut | None = None,
+    saved: Callable[[bool], None] | None = None,
 ) -> TrainState:
     """Make all updates that are missing.
 
@@ -79,6 +80,8 @@ def run_updates(
       writer, checkpoints: of the first process; None in the others.
       record: is saved with each checkpoint, with the state of `metrics` beside it.
       held_out: validates at each record, in the first process.
+      saved: called after each save, in the first process, with whether the run is
+        interrupted there.
 
     Raises:
       FloatingPointError: `max_bad_updates` in a row gave a loss or a gradient that is
@@ -93,7 +96,8 @@ def run_updates(
         if outcome is None:
             return
         with distributed.exit_if_lost():
-            losses, grad_norms = jax.device_get(outcome)
+            outcome = jax.device_get(outcome)
+        losses, grad_norms = outcome.loss, outcome.grad_norm
         bad = np.flatnonzero(~(np.isfinite(losses) & np.isfinite(grad_norms)))
         for i in bad if first else ():
             # As they came: the records have no mean of them, and JSON no NaN.
@@ -103,7 +107,7 @@ def run_updates(
                 losses[i],
                 grad_norms[i],
             )
-        for entry in metrics.update(losses, grad_norms):
+        for entry in metrics.update(*outcome):
             if validation_loss is not None:
                 entry["validation_loss"] = float(validation_loss)
             if first:
@@ -137,8 +141,9 @@ def run_updates(
                     # A run about to stop must not push out its good checkpoints.
                     continue
                 if checkpoints:
-                    saved = record | {"meter": metrics.state()}
-                    checkpoints.save(reached, {"state": state}, saved)
+                    kept = record | {"meter": metrics.state()}
+                    checkpoints.save(reached, {"state": state}, kept)
+                    saved(bool(stop))
                 give_back_memory()
                 if stop:
                     break

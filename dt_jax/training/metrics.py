@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The figures of a run in progress: JSONL (the truth), TensorBoard, W&B, a bar.
+"""The figures of a run in progress: JSONL (the truth), a bar, what trackers get.
 
 Losses come in as numbers, records go out as dicts of numbers; what is not finite is
 null in JSON, which has no NaN. After a resume the records beyond the restored step are
@@ -10,15 +10,15 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
+
+import numpy as np
 
 from dt_jax.system.files import replacing
 from dt_jax.system.progress import is_live, progress
-
-FLUSH_SECONDS = 10.0  # TensorBoard's file is flushed to the disk, which takes its time
+from dt_jax.training.trackers import TensorBoard, WandB, by_tag
 
 
 class RunningMetrics:
@@ -57,6 +57,7 @@ class RunningMetrics:
             "skipped": 0,
             "bad_in_a_row": 0,
             "window_sum": 0.0,
+            "window_accuracy": 0.0,
             "window_size": 0,
             "window_skipped": 0,
             "runtime": 0.0,
@@ -66,6 +67,7 @@ class RunningMetrics:
         self._skipped = saved["skipped"]
         self._loss_sum = saved["loss_sum"]
         self._window_sum = saved["window_sum"]
+        self._window_accuracy = saved["window_accuracy"]
         self._window_size = saved["window_size"]
         self._window_skipped = saved["window_skipped"]
         self._loss = math.nan
@@ -81,23 +83,27 @@ class RunningMetrics:
             "skipped": self._skipped,
             "bad_in_a_row": self.bad_in_a_row,
             "window_sum": self._window_sum,
+            "window_accuracy": self._window_accuracy,
             "window_size": self._window_size,
             "window_skipped": self._window_skipped,
             "runtime": time.perf_counter() - self._started,
         }
 
-    def update(self, losses, grad_norms) -> Iterator[dict]:
+    def update(self, losses, grad_norms, accuracies=None) -> Iterator[dict]:
         """Take in the next updates; a record for each window that they complete.
 
         The loss of a record is the mean since the record before, as HF logs it, over
         the updates that were not skipped (NaN if there is none), whose number is beside
-        it; the rest is of the window's last update. The last window may be a short one.
+        it, and so is the accuracy, where there is one; the rest is of the window's last
+        update. The last window may be a short one.
         """
+        measured = accuracies is not None
+        accuracies = accuracies if measured else np.zeros(len(losses))
         # A call tells no times of its updates: they share its own evenly.
         now = time.perf_counter()
         share, clock = (now - self._updated) / len(losses), self._updated
         self._updated = now
-        for loss, grad_norm in zip(losses, grad_norms, strict=True):
+        for loss, grad_norm, right in zip(losses, grad_norms, accuracies, strict=True):
             if self.bad_in_a_row >= self._max_bad_updates:
                 return
             self.step += 1
@@ -106,6 +112,7 @@ class RunningMetrics:
                 self.bad_in_a_row = 0
                 self._loss_sum += float(loss)
                 self._window_sum += float(loss)
+                self._window_accuracy += float(right)
                 self._window_size += 1
             else:
                 self.bad_in_a_row += 1
@@ -113,19 +120,24 @@ class RunningMetrics:
                 self._window_skipped += 1
             if self.step % self._logging_steps and self.step != self._total_steps:
                 continue
-            self._loss = self._window_sum / (self._window_size or math.nan)
+            size = self._window_size or math.nan
+            self._loss = self._window_sum / size
+            accuracy = self._window_accuracy / size
             rate = (self.step - self._timed_from) / (clock - self._window_started)
             yield {
                 "step": self.step,
                 "epoch": self.step / self._steps_per_epoch,
                 "loss": self._loss,
+                **({"accuracy": accuracy} if measured else {}),
                 "learning_rate": float(self._learning_rate(self.step - 1)),
                 "grad_norm": float(grad_norm),
                 "skipped_updates": self._window_skipped,
                 "steps_per_second": rate,
                 "samples_per_second": rate * self._batch_size,
+                "train_runtime": clock - self._started,
             }
-            self._window_sum, self._window_size, self._window_skipped = 0.0, 0, 0
+            self._window_sum = self._window_accuracy = 0.0
+            self._window_size = self._window_skipped = 0
             self._window_started, self._timed_from = clock, self.step
 
     def now(self) -> dict:
@@ -152,26 +164,24 @@ class RunningMetrics:
 
 
 class MetricWriter:
-    """The sinks of one run; the first process alone has one."""
+    """Where the records of one run go; the first process alone has one."""
 
     def __init__(
-        self, workdir: str | os.PathLike, *, step: int, total_steps: int, wandb: bool
+        self,
+        workdir: str | os.PathLike,
+        *,
+        step: int,
+        total_steps: int,
+        trackers: Sequence[TensorBoard | WandB] = (),
     ):
-        """Open the sinks at `step`; records beyond it are dropped."""
-        workdir = Path(workdir)
-        self._wandb = None
-        if wandb:
-            import wandb  # not among the requirements: only who asks for it needs it
-
-            run = "-".join(workdir.resolve().parts[1:])
-            self._wandb = wandb.init(id=run, resume="allow", dir=str(workdir))
+        """Open the file at `step`, records beyond it dropped; `trackers` are closed
+        with it."""
+        workdir, self._trackers = Path(workdir), trackers
         path = workdir / "metrics.jsonl"
         kept = [record for record in read_metrics(path) if record["step"] <= step]
         with replacing(path) as unfinished:
             unfinished.write_text("".join(map(_line, kept)))
         self._file = path.open("a", encoding="utf-8")
-        self._events = None
-        self._open_events = partial(_Events, workdir / "tensorboard", step + 1)
         self._bar = progress(
             initial=step, total=total_steps, desc="training", unit=" updates"
         )
@@ -180,16 +190,8 @@ class MetricWriter:
         """`record` has the key `step`; the other values are numbers."""
         self._file.write(_line(record))
         self._file.flush()
-        scalars = {
-            key: value
-            for key, value in record.items()
-            if key != "step" and math.isfinite(value)
-        }
-        # Not before there is a record: tensorboardX imports torch where it finds it.
-        self._events = self._events or self._open_events()
-        self._events.write(record["step"], scalars)
-        if self._wandb is not None:
-            self._wandb.log(scalars, step=record["step"])
+        for tracker in self._trackers:
+            tracker.write(record["step"], by_tag(record))
         self.progress(record)
         if not is_live():
             self._bar.refresh()  # a line for each record
@@ -205,47 +207,8 @@ class MetricWriter:
         self._bar.close()
         with suppress(OSError):  # of what a write has raised already
             self._file.close()
-        if self._events is not None:
-            self._events.close()
-        if self._wandb is not None:
-            self._wandb.finish()
-
-
-class _Events:
-    """TensorBoard's file of one start of a run.
-
-    Not tensorboardX's SummaryWriter: that writes in a thread, which dies of a full
-    disk, and then the run waits for it forever.
-    """
-
-    def __init__(self, folder, first_step):
-        from tensorboardX.event_file_writer import EventsWriter
-        from tensorboardX.proto import event_pb2, summary_pb2
-
-        self._Event, self._Summary = event_pb2.Event, summary_pb2.Summary
-        folder.mkdir(exist_ok=True)
-        self._writer = EventsWriter(str(folder / "events"))
-        self._flushed = -math.inf
-        started = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-        self._put(first_step, session_log=started)
-
-    def write(self, step, scalars):
-        values = [
-            self._Summary.Value(tag=f"train/{key}", simple_value=value)
-            for key, value in scalars.items()
-        ]
-        self._put(step, summary=self._Summary(value=values))
-
-    def close(self):
-        with suppress(OSError):  # of what a write has raised already
-            self._writer.close()
-
-    def _put(self, step, **content):
-        now = time.time()
-        self._writer.write_event(self._Event(step=step, wall_time=now, **content))
-        if now - self._flushed > FLUSH_SECONDS:
-            self._writer.flush()
-            self._flushed = now
+        for tracker in self._trackers:
+            tracker.close()
 
 
 def read_metrics(path: str | os.PathLike) -> list[dict]:

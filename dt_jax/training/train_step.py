@@ -14,7 +14,8 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from dt_jax.data.segments import Batch, normalize
+from dt_jax.data.segments import Batch, normalize, scale_actions
+from dt_jax.model.choices import cross_entropy, most_likely, one_hot
 from dt_jax.model.decision_transformer import DecisionTransformer
 from dt_jax.training.optimizer import global_norm
 
@@ -34,10 +35,12 @@ class TrainState(NamedTuple):
 
 
 class Metrics(NamedTuple):
-    """Of one update: the loss over the global batch, the norm before clipping."""
+    """Of one update: the loss over the global batch, the norm before clipping, and of
+    discrete actions the share that was predicted right."""
 
     loss: jax.Array
     grad_norm: jax.Array
+    accuracy: jax.Array | None = None
 
 
 def train_step(
@@ -49,41 +52,49 @@ def train_step(
     state_mean: jax.Array,
     state_std: jax.Array,
     key: jax.Array,
+    action_scaling: tuple | None = None,
     axis_name: str | None = None,
 ) -> tuple[TrainState, Metrics]:
     """One update on one batch.
 
-    The loss is the mean squared error of the predicted actions over valid steps and
-    action dimensions. Under `axis_name` the batch is this device's share: sums and
-    counts are summed over the devices and then divided, so that the update is that of
-    the whole batch however unevenly the valid steps fall. Where the loss or the
-    gradient is not finite, the update is skipped: the parameters stay as they are and
-    the optimiser is told by `finite` (see `make_optimizer`); the step counts on.
+    The loss is the mean of `action_errors` over valid steps and action dimensions.
+    Under `axis_name` the batch is this device's share: sums and counts are summed over
+    the devices and then divided, so that the update is that of the whole batch however
+    unevenly the valid steps fall. Where the loss or the gradient is not finite, the
+    update is skipped: the parameters stay as they are and the optimiser is told by
+    `finite` (see `make_optimizer`); the step counts on.
 
     Args:
       state_mean, state_std: S, of the states as stored.
+      action_scaling: of the actions as stored, see `scale_actions`.
       key: of the run; dropout is a function of it, the step and the segment's place in
         the whole batch.
     """
     device = 0 if axis_name is None else jax.lax.axis_index(axis_name)
     how = {
+        "action_scaling": action_scaling,
         "deterministic": False,
         "first_segment": device * len(batch.timesteps),
         "rngs": {"dropout": jax.random.fold_in(key, state.step)},
     }
 
-    def sum_of_squares(params):
-        squares_BxKxA = squared_errors(
+    def sum_of_errors(params):
+        errors, right = action_errors(
             model, params, batch, state_mean, state_std, **how
         )
-        return jnp.sum(squares_BxKxA)
+        return jnp.sum(errors), None if right is None else jnp.sum(right)
 
-    squares, grads = jax.value_and_grad(sum_of_squares)(state.params)
+    (error, right), grads = jax.value_and_grad(sum_of_errors, has_aux=True)(
+        state.params
+    )
     count = batch.attention_mask.sum() * batch.actions.shape[-1]
     if axis_name is not None:
-        squares, count, grads = jax.lax.psum((squares, count, grads), axis_name)
+        sums = error, right, count, grads
+        error, right, count, grads = jax.lax.psum(sums, axis_name)
     grads = jax.tree.map(lambda grad: grad / count, grads)
-    metrics = Metrics(squares / count, global_norm(grads))
+    metrics = Metrics(
+        error / count, global_norm(grads), None if right is None else right / count
+    )
     finite = jnp.isfinite(metrics.loss) & jnp.isfinite(metrics.grad_norm)
     updates, opt_state = optax.with_extra_args_support(optimizer).update(
         grads, state.opt_state, state.params, finite=finite
@@ -94,23 +105,52 @@ def train_step(
     return TrainState(state.step + 1, params, opt_state), metrics
 
 
-def squared_errors(
-    model: DecisionTransformer, params: dict, batch: Batch, state_mean, state_std, **how
-) -> jax.Array:
-    """BxKxA: of the predicted actions, 0 at padded steps; `how` is for `apply`."""
-    actions_BxKxA = predict(model, params, batch, state_mean, state_std, **how)
-    error_BxKxA = actions_BxKxA - batch.actions
-    return jnp.square(error_BxKxA) * batch.attention_mask[..., None]
+def action_errors(
+    model: DecisionTransformer,
+    params: dict,
+    batch: Batch,
+    state_mean,
+    state_std,
+    action_scaling=None,
+    **how,
+) -> tuple[jax.Array, jax.Array | None]:
+    """What the loss is made of, 0 at padded steps; `how` is for `apply`.
+
+    Returns:
+      Of continuous actions, scaled, their squared errors BxKxA, and None. Of discrete
+      ones the cross-entropies BxKxM, and BxKxM float32: 1 where the most likely choice
+      is right.
+    """
+    statistics = state_mean, state_std, action_scaling
+    predicted_BxKxA = predict(model, params, batch, *statistics, **how)
+    valid_BxKx1 = batch.attention_mask[..., None]
+    if not (sizes := model.action_sizes):
+        errors_BxKxA = predicted_BxKxA - scale_actions(batch.actions, action_scaling)
+        return jnp.square(errors_BxKxA) * valid_BxKx1, None
+    errors_BxKxM = cross_entropy(predicted_BxKxA, batch.actions, sizes)
+    right_BxKxM = most_likely(predicted_BxKxA, sizes) == batch.actions
+    return errors_BxKxM * valid_BxKx1, right_BxKxM * valid_BxKx1
 
 
 def predict(
-    model: DecisionTransformer, params: dict, batch: Batch, state_mean, state_std, **how
+    model: DecisionTransformer,
+    params: dict,
+    batch: Batch,
+    state_mean,
+    state_std,
+    action_scaling=None,
+    **how,
 ) -> jax.Array:
-    """BxKxA: the actions for a batch with states as stored, in training and acting."""
+    """BxKxA: the scaled actions, or the logits of discrete ones, for a batch with
+    states and actions as stored, in training and acting."""
+    if model.action_sizes:
+        actions = one_hot(batch.actions, model.action_sizes)
+    else:
+        actions = scale_actions(batch.actions, action_scaling)
     return model.apply(
         {"params": params},
         states=normalize(batch.states, state_mean, state_std),
-        actions=batch.actions,
+        actions=actions,
         returns_to_go=batch.returns_to_go,
         timesteps=batch.timesteps,
         attention_mask=batch.attention_mask,
@@ -156,6 +196,7 @@ def make_train_call(
     state_std,
     seed: int,
     fetch: Callable,
+    action_scaling: tuple | None = None,
 ) -> Callable:
     """Compile U updates over the G local devices (and those of all other processes).
 
@@ -175,16 +216,19 @@ def make_train_call(
                 state_mean=jnp.asarray(state_mean),
                 state_std=jnp.asarray(state_std),
                 key=jax.random.key(seed),
+                action_scaling=action_scaling,
                 axis_name=DEVICES,
             )
-            return state, jnp.stack(metrics)  # one row of a table, not of one each
+            return state, jnp.stack(
+                jax.tree.leaves(metrics)
+            )  # one row, not of one each
 
         # XLA runs matrix products inside a loop of one differently (slower on CPU).
         updates_per_call = jax.tree.leaves(items)[0].shape[0]
-        state, metrics_Ux2 = jax.lax.scan(
+        state, metrics_UxF = jax.lax.scan(
             update, state, items, unroll=updates_per_call == 1
         )
-        return state, Metrics(*metrics_Ux2.T)
+        return state, Metrics(*metrics_UxF.T)
 
     return jax.pmap(
         call,

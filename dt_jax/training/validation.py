@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The action error on trajectories that training never sees.
 
-In go a sampler over them and parameters; out comes the training loss's own mean squared
-error, without dropout, and what it is made of. Every step is predicted once, from what
+In go a sampler over them and parameters; out comes the mean of the training loss's own
+errors, without dropout, and what it is made of. Every step is predicted once, from what
 precedes it in its window of K steps.
 """
 
@@ -10,11 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dt_jax.data.segments import SegmentSampler
+from dt_jax.data.segments import SegmentSampler, scale_actions
 from dt_jax.data.trajectories import Trajectories
 from dt_jax.model.decision_transformer import DecisionTransformer
 from dt_jax.training.feed import Feed
-from dt_jax.training.train_step import squared_errors
+from dt_jax.training.train_step import action_errors
 
 NUM_BINS = 5  # of the returns-to-go, with about as many steps each
 LOGGED_SEGMENTS = 256  # of a record: the cost of one or two updates, of 20 by default
@@ -23,7 +23,13 @@ LOGGED_SEGMENTS = 256  # of a record: the cost of one or two updates, of 20 by d
 class HeldOut:
     """Measures parameters on held-out trajectories, always in the same windows."""
 
-    def __init__(self, sampler: SegmentSampler, model: DecisionTransformer, feed: Feed):
+    def __init__(
+        self,
+        sampler: SegmentSampler,
+        model: DecisionTransformer,
+        feed: Feed,
+        action_scaling: tuple | None = None,
+    ):
         """`feed` is training's; `sampler` is like its own, over the same rows."""
         data = sampler.trajectories
         owner_N = np.repeat(np.arange(data.num_trajectories), data.lengths)
@@ -38,64 +44,87 @@ class HeldOut:
         ends_Q = np.append(lows_Q[1:], np.float32(np.inf))
         self._edges = [*lows_Q.tolist(), float(returns_N.max())]
         self._sampler, self._feed = sampler, feed
+        self._is_discrete = bool(model.action_sizes)
+        # A squared error in the units of the data is so many times a scaled one.
+        zero_and_one_2xA = np.float32([[0], [1]]) * np.ones(data.actions.shape[1])
+        zero_A, one_A = scale_actions(zero_and_one_2xA, action_scaling)
+        self._squared_units_A = 1 / np.square(one_A - zero_A)
 
         def add(sums, params, store, item):
             batch = feed.fetch(store, item)
-            squares_BxKxA = squared_errors(
-                model, params, batch, data.state_mean, data.state_std
+            errors = action_errors(
+                model, params, batch, data.state_mean, data.state_std, action_scaling
             )
             returns_BxKx1, valid_BxK = batch.returns_to_go, batch.attention_mask > 0
             inside_BxKxQ = (returns_BxKx1 >= lows_Q[None, None]) & valid_BxK[..., None]
             inside_BxKxQ &= returns_BxKx1 < ends_Q[None, None]
-            squares_QxA = jnp.einsum(
-                "bkq,bka->qa", inside_BxKxQ, squares_BxKxA, precision="highest"
+            found = (
+                inside_BxKxQ.sum(axis=(0, 1)),
+                *(
+                    jnp.einsum("bkq,bka->qa", inside_BxKxQ, each, precision="highest")
+                    for each in errors
+                    if each is not None
+                ),
             )
-            return sums[0] + squares_QxA, sums[1] + inside_BxKxQ.sum(axis=(0, 1))
+            return tuple(total + here for total, here in zip(sums, found, strict=True))
 
         self._add = jax.jit(add)
 
     def loss(self, params: dict) -> jax.Array:
-        """The mean squared error in LOGGED_SEGMENTS windows (or all), evenly spaced.
+        """The mean error in LOGGED_SEGMENTS windows (or all), evenly spaced.
 
         It may still be on its way when this returns; `params` may be donated at once.
         """
         count = min(LOGGED_SEGMENTS, len(self._starts_W))
         windows = np.arange(count) * len(self._starts_W) // count
-        squares_QxA, steps_Q = self._sums(params, windows)
-        return squares_QxA.sum() / (steps_Q.sum() * squares_QxA.shape[1])
+        steps_Q, errors_QxA, *_ = self._sums(params, windows)
+        return errors_QxA.sum() / (steps_Q.sum() * errors_QxA.shape[1])
 
     def evaluate(self, params: dict, training: Trajectories) -> dict:
-        """Of all held-out steps, as JSON can hold it.
+        """Of all held-out steps, in the units of the data, as JSON can hold it.
 
         Returns:
           mse; mse_per_dimension: A; bins of the scaled return-to-go: from, to (which
           only the last includes), steps, mse; references: the mse of the mean action
           of `training`, and of the previous action (the mean one at a first step).
+          Of discrete actions cross_entropy, and accuracy in place of mse throughout;
+          references: of the most frequent action of `training`, and of the previous.
         """
         windows = np.arange(len(self._starts_W))
-        squares_QxA, steps_Q = jax.device_get(self._sums(params, windows))
-        mse_A = squares_QxA.sum(axis=0, dtype=np.float64) / steps_Q.sum()
-        mse_Q = squares_QxA.mean(axis=1, dtype=np.float64) / steps_Q
-        columns = self._edges[:-1], self._edges[1:], steps_Q.tolist(), mse_Q.tolist()
+        steps_Q, *sums = jax.device_get(self._sums(params, windows))
+        name = "accuracy"
+        if not self._is_discrete:
+            name, sums = "mse", [sums[0] * self._squared_units_A[None]]
+        mean_A = sums[-1].sum(axis=0, dtype=np.float64) / steps_Q.sum()
+        mean_Q = sums[-1].mean(axis=1, dtype=np.float64) / steps_Q
+        columns = self._edges[:-1], self._edges[1:], steps_Q.tolist(), mean_Q.tolist()
         bins = [
-            {"from": low, "to": high, "steps": steps, "mse": mse}
-            for low, high, steps, mse in zip(*columns, strict=True)
+            {"from": low, "to": high, "steps": steps, name: mean}
+            for low, high, steps, mean in zip(*columns, strict=True)
         ]
-        return {
-            "mse": float(mse_A.mean()),
-            "mse_per_dimension": mse_A.tolist(),
+        found = {
+            name: float(mean_A.mean()),
+            f"{name}_per_dimension": mean_A.tolist(),
             "bins": bins,
             "references": _references(self._sampler.trajectories, training),
         }
+        if self._is_discrete:
+            count = steps_Q.sum() * len(mean_A)
+            entropy = float(sums[0].sum(dtype=np.float64) / count)
+            found = {"cross_entropy": entropy} | found
+        return found
 
     def _sums(self, params, windows):
-        """Squared errors QxA and steps Q, batch after batch of one shape."""
+        """Steps Q, errors QxA, and of discrete actions the right ones QxA, batch after
+        batch of one shape."""
         # One device does it: the figures do not depend on how many there are.
         params, store = jax.tree.map(
             lambda leaf: leaf.addressable_data(0), (params, self._feed.store)
         )
-        shape = len(self._edges) - 1, self._sampler.trajectories.act_dim
-        sums = np.zeros(shape, np.float32), np.zeros(shape[0], np.int32)
+        actions = self._sampler.trajectories.actions
+        shape = len(self._edges) - 1, actions.shape[1]
+        zeros = [np.zeros(shape, np.float32)] * (2 if self._is_discrete else 1)
+        sums = np.zeros(shape[0], np.int32), *zeros
         sums = jax.device_put(sums, jax.local_devices()[0])
         size = self._sampler.batch_size
         padded = np.pad(windows, (0, -len(windows) % size), constant_values=-1)
@@ -110,6 +139,8 @@ class HeldOut:
 
 
 def _references(held_out, training):
+    if training.action_sizes:
+        return _accuracies(held_out, training.most_frequent_action())
     mean_A, constant, copied = training.mean_action(), 0.0, 0.0
     for start, length in zip(held_out.starts, held_out.lengths, strict=True):
         actions_TxA = held_out.actions.slice(start, start + length).astype(np.float64)
@@ -118,3 +149,17 @@ def _references(held_out, training):
         copied += np.square(actions_TxA - previous_TxA).sum()
     numbers = held_out.num_steps * held_out.act_dim
     return {"mean_action": constant / numbers, "previous_action": copied / numbers}
+
+
+def _accuracies(held_out, frequent_A):
+    constant, copied = 0, 0
+    for start, length in zip(held_out.starts, held_out.lengths, strict=True):
+        actions_TxA = held_out.actions.slice(start, start + length)
+        previous_TxA = np.concatenate((frequent_A[None], actions_TxA[:-1]))
+        constant += (actions_TxA == frequent_A[None]).sum()
+        copied += (actions_TxA == previous_TxA).sum()
+    numbers = held_out.num_steps * len(frequent_A)
+    return {
+        "most_frequent_action": float(constant / numbers),
+        "previous_action": float(copied / numbers),
+    }

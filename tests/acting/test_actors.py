@@ -131,9 +131,9 @@ def test_a_folder_is_a_policy_with_a_target(tmp_path, monkeypatch):
         ("other.zip", "'other.zip' is no agent saved by stable-baselines3 ("),
         ("old.zip", "'old.zip' is no agent saved by stable-baselines3 ('policy_class"),
         (
-            "dqn.zip",
-            "'dqn.zip': found a policy of stable_baselines3.dqn.policies, expected an "
-            "agent of PPO, TRPO, A2C, SAC, TD3, DDPG, TQC, CrossQ",
+            "qr.zip",
+            "'qr.zip': found a policy of sb3_contrib.qrdqn.policies, expected an agent "
+            "of PPO, TRPO, A2C, SAC, TD3, DDPG, DQN, TQC, CrossQ",
         ),
         (
             "memory.zip",
@@ -142,7 +142,7 @@ def test_a_folder_is_a_policy_with_a_target(tmp_path, monkeypatch):
         (
             "own.zip",
             "'own.zip': found a policy of my_policies, expected an agent of PPO, TRPO, "
-            "A2C, SAC, TD3, DDPG, TQC, CrossQ; say by algorithm=PPO or the like which ",
+            "A2C, SAC, TD3, DDPG, DQN, TQC, CrossQ; say by algorithm=PPO or the like ",
         ),
     ],
 )
@@ -154,7 +154,7 @@ def test_wrong_actors_are_refused_in_one_line(spec, message, tmp_path, monkeypat
         archive.writestr("weights", "")
     save_zip(tmp_path / "old.zip", {"clip_range": 0.2})
     for name, module in (
-        ("dqn", "stable_baselines3.dqn.policies"),
+        ("qr", "sb3_contrib.qrdqn.policies"),
         ("memory", "sb3_contrib.common.recurrent.policies"),
         ("own", "my_policies"),
     ):
@@ -253,8 +253,9 @@ def test_what_does_not_unpickle_is_one_line(error, told, loaded, tmp_path, monke
 @pytest.mark.parametrize("name", ["observation", "action"])
 def test_an_agent_of_other_spaces_is_refused(name, loaded, tmp_path, monkeypatch):
     save_zip(tmp_path / "agent.zip", PPO)
-    monkeypatch.setattr(FakeAgent, f"{name}_space", gymnasium.spaces.Discrete(3))
-    with pytest.raises(ValueError, match=rf"its {name}s are Discrete\(3\), expected a"):
+    space = gymnasium.spaces.Tuple([gymnasium.spaces.Discrete(3)])
+    monkeypatch.setattr(FakeAgent, f"{name}_space", space)
+    with pytest.raises(ValueError, match=rf"its {name}s are Tuple\(.*, expected a Box"):
         load_actor(str(tmp_path / "agent.zip"))
 
 

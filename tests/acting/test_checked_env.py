@@ -215,3 +215,51 @@ def test_a_dataset_says_what_its_observations_were(tmp_path):
     assert load_trajectories(opened.select([1, 0])).about == expected
     save_trajectories(tmp_path / "other", load_trajectories(path))
     assert load_trajectories(tmp_path / "other").about == {}
+
+
+class Chosen(Told):
+    """Keeps what it is asked to do."""
+
+    def __init__(self, space):
+        super().__init__(((0.0, 0.0), {}), good_step())
+        self.action_space = space
+
+    def step(self, action):
+        assert self.action_space.contains(action), action
+        self.action = action
+        return super().step(action)
+
+
+@pytest.mark.parametrize(
+    ("space", "sizes", "given", "expected"),
+    [
+        (spaces.Discrete(3), [3], [2], 2),
+        (spaces.Discrete(3, start=-1), [3], [0], -1),
+        (spaces.MultiDiscrete([2, 4]), [2, 4], [1, 3], [1, 3]),
+        (spaces.MultiDiscrete([2, 4], start=[5, 0]), [2, 4], [1, 3], [6, 3]),
+        (spaces.MultiBinary(3), [2, 2, 2], [0, 1, 1], [0, 1, 1]),
+    ],
+)
+def test_choices_count_from_0(space, sizes, given, expected):
+    environment = CheckedEnv(Chosen(space))
+    assert environment.action_space == spaces.MultiDiscrete(sizes)
+    probe(environment)
+    roll_out([environment], lambda _: lambda *_: np.array([given]), [0])
+    np.testing.assert_array_equal(environment.unwrapped.action, expected)
+
+
+@pytest.mark.parametrize("given", [3, -1, 0.5])
+def test_a_choice_that_there_is_not_is_refused(given):
+    environment = CheckedEnv(Chosen(spaces.Discrete(3)))
+    message = f"an action of {given}, expected whole numbers from 0 on, below 3"
+    with pytest.raises(ValueError, match=message):
+        roll_out([environment], lambda _: lambda *_: np.array([given]), [0])
+
+
+def test_a_collection_of_choices_holds_whole_numbers(tmp_path):
+    environment = CheckedEnv(Chosen(spaces.Discrete(3, start=1)))
+    path = tmp_path / "dataset"
+    record_episodes(
+        path, [environment], lambda _: lambda *_: [2], num_episodes=1, seed=0
+    )
+    assert load_trajectories(path).action_sizes == (3,)

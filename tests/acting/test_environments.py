@@ -4,7 +4,7 @@
 import sys
 
 import pytest
-from gymnasium.spaces import Box, Discrete
+from gymnasium.spaces import Box, Discrete, Tuple
 from test_rollout import Stairs, constant
 
 from dt_jax.acting.checked_env import CheckedEnv
@@ -112,11 +112,23 @@ def test_spaces_must_be_vectors_of_the_models_sizes():
             r"actions are Box.*\(1,\).*, expected a Box of 6 \(act_dim",
         ),
         (
-            {"space": Discrete(2)},
+            {"space": Tuple([Discrete(2)])},
             {},
-            r"actions are Discrete\(2\), expected a Box of one d",
+            r"actions are Tuple\(Discrete\(2\)\), expected a Box of one d",
         ),
         ({"space": Box(0, 1, (2, 2))}, {}, "actions are Box.*, expected a Box of one"),
     ):
         with pytest.raises(ValueError, match=f"^environment=Stairs: {message}"):
             check_spaces(CheckedEnv(Stairs(**options)), **dims)
+
+
+def test_an_environment_may_have_more_choices_than_the_model():
+    (cart,) = make_environments("CartPole-v1", {}, 1)
+    check_spaces(cart, state_dim=4, act_dim=2, action_sizes=(2,))
+    check_spaces(cart, state_dim=4, act_dim=1, action_sizes=(1,))
+    check_spaces(cart)
+    for sizes, message in (((3,), "have 2 choices, .* model 3"), ((2, 2), "2 x 2")):
+        with pytest.raises(ValueError, match=message):
+            check_spaces(cart, state_dim=4, act_dim=sum(sizes), action_sizes=sizes)
+    with pytest.raises(ValueError, match=r"actions are MultiDiscrete.*expected a Box"):
+        check_spaces(cart, state_dim=4, act_dim=2, action_sizes=())

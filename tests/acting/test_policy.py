@@ -420,3 +420,74 @@ def test_a_mask_that_does_not_fit_is_refused_and_changes_nothing(policy, actions
 
 def test_a_policy_says_its_sizes(policy):
     assert repr(policy) == "Policy(state_dim=5, act_dim=2)"
+
+
+CHOICES = MODEL.clone(act_dim=5, action_sizes=(2, 3))
+CHOICE_PARAMS = jax.jit(partial(init_params, CHOICES))(jax.random.key(0))
+
+
+def make_chooser(model=CHOICES, **options):
+    return Policy(model, CHOICE_PARAMS, NORMALIZATION, **options)
+
+
+def test_discrete_actions_are_the_most_likely_choices():
+    policy = make_chooser()
+    assert (policy.act_dim, policy.action_sizes) == (2, (2, 3))
+    found_TxEx2 = episode(policy)
+    assert found_TxEx2.dtype == np.int32
+    # What the model says of all that the policy has seen, its own choices as one-hot.
+    first, last = STEPS - K, STEPS - 1
+    one_hot = np.eye(2)[found_TxEx2[..., 0]], np.eye(3)[found_TxEx2[..., 1]]
+    spent_TxE = np.cumsum(REWARDS_TxE, axis=0)[first - 1 : last]
+    to_go_TxE = (np.array(TARGETS)[None] - spent_TxE) / NORMALIZATION["return_scale"]
+    mean, std = (np.array(NORMALIZATION[f"state_{key}"]) for key in ("mean", "std"))
+    states_TxExS = normalize(STATES_TxExS[first:], mean, std)
+    logits = CHOICES.apply(
+        {"params": CHOICE_PARAMS},
+        states=np.float32(states_TxExS).swapaxes(0, 1),
+        actions=np.float32(np.concatenate(one_hot, axis=-1)[first:]).swapaxes(0, 1),
+        returns_to_go=np.float32(to_go_TxE).T[..., None],
+        timesteps=np.tile(np.arange(first, STEPS), (E, 1)),
+        attention_mask=np.ones((E, K), np.float32),
+    ).action_preds[:, -1]
+    expected = np.stack([logits[:, :2].argmax(-1), logits[:, 2:].argmax(-1)], axis=-1)
+    np.testing.assert_array_equal(found_TxEx2[-1], expected)
+
+
+def test_draws_are_those_of_their_seed_and_begin_anew_at_a_reset():
+    policy = make_chooser(sample=True, temperature=3.0, seed=1)
+    first = episode(policy)
+    np.testing.assert_array_equal(episode(policy), first)
+    assert (episode(make_chooser(sample=True, temperature=3.0, seed=2)) != first).any()
+    # So cold that nothing but the most likely is drawn.
+    cold = make_chooser(sample=True, temperature=1e-6)
+    np.testing.assert_array_equal(episode(cold), episode(make_chooser()))
+
+
+def test_one_dimension_of_choices_is_a_number():
+    policy = make_chooser(CHOICES.clone(action_sizes=(5,)))
+    policy.reset(TARGETS)
+    assert policy.act(STATES_TxExS[0]).shape == (E,)
+    policy.reset(TARGETS[0])
+    assert policy.act(STATES_TxExS[0, 0]) in range(5)
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "message"),
+    [
+        (MODEL, {"sample": True}, "sample=True: found a model of continuous actions"),
+        (CHOICES, {"temperature": 0.0}, "temperature=0.0: expected above 0"),
+    ],
+)
+def test_draws_that_cannot_be_are_refused(model, options, message):
+    with pytest.raises(ValueError, match=message):
+        make_chooser(model, **options)
+
+
+def test_scaled_actions_are_seen_scaled_and_given_in_the_units_of_the_data():
+    low, high = [-3.0, 0.0], [5.0, 0.5]
+    plain, scaled = make_policy(), make_policy(action_low=low, action_high=high)
+    half = (np.array(high) - low) / 2
+    # The same weights see the same: what is fed back is scaled again.
+    expected = episode(plain) * half + (np.array(low) + half)
+    np.testing.assert_allclose(episode(scaled), expected, rtol=1e-4, atol=1e-5)

@@ -12,22 +12,25 @@ from gymnasium import spaces
 import dt_jax
 from dt_jax.acting.policy import Policy
 from dt_jax.commands.collect import collect
-from dt_jax.commands.evaluate import evaluate
+from dt_jax.commands.evaluate import (
+    check_evaluation,
+    evaluate,
+    with_known_environment,
+    with_source,
+)
 from dt_jax.commands.export import export
 from dt_jax.commands.run import Run
 from dt_jax.commands.train import train
 from dt_jax.config import default_config
 from dt_jax.data.readers import load_trajectories
+from dt_jax.data.writer import save_trajectories
+from dt_jax.model.decision_transformer import DecisionTransformer
 
 pytestmark = pytest.mark.usefixtures("compile_fast")
-FILES = {
-    "accounts.png",
-    "drawdown.png",
-    "evaluation.json",
-    "index.html",
-    "loss.png",
-    "targets.png",
-}
+PICTURES = ("accounts", "actions", "drawdown", "lengths", "loss", "rates", "returns")
+PICTURES += ("returns_to_go", "targets")
+FILES = {"evaluation.json", "evaluations", "index.html"}
+FILES |= {f"{name}.svg" for name in PICTURES}
 
 
 def make_config():
@@ -68,17 +71,28 @@ def test_a_run_ends_with_its_report(workdir):
     assert [found["data"]["returns"][key] for key in ("mean", "std")] == expected
 
 
+def test_tensorboard_has_the_evaluation_of_its_update(workdir):
+    (path,) = (workdir / "tensorboard" / "evaluation").iterdir()
+    events = path.read_bytes()
+    for tag in ("return/target_3000", "sharpe/random_actions"):
+        assert f"evaluation/{tag}".encode() in events
+    for name in ("loss", "targets", "accounts", "drawdown"):
+        assert f"pictures/{name}".encode() in events
+
+
 def test_evaluating_again_finds_the_same(workdir):
     before = report_of(workdir)
     evaluate(make_config(), workdir)
     assert report_of(workdir) == before
+    kept = workdir / "report" / "evaluations" / "2.json"
+    assert json.loads(kept.read_text()) == before
 
 
-def test_a_complete_run_evaluates_when_a_kill_took_the_page(workdir, capsys):
-    page = workdir / "report" / "index.html"
-    page.unlink()
+def test_a_run_that_was_killed_while_it_acted_is_concluded(workdir, capsys):
+    (workdir / "summary.json").unlink()  # the last file
+    (workdir / "report" / "evaluation.json").unlink()
     train(make_config(), workdir)
-    assert page.is_file()
+    assert report_of(workdir)["step"] == 2
     train(make_config(), workdir)
     assert "nothing to do" in capsys.readouterr().out
 
@@ -113,6 +127,7 @@ def test_the_card_of_an_exported_model_has_the_figures(workdir):
     card = (workdir / "hf" / "README.md").read_text()
     assert "## Evaluation" in card
     assert "buy and hold" in card
+    assert "mean return, target" in card
     Policy.load(workdir / "hf")
 
 
@@ -258,9 +273,17 @@ def test_what_is_structured_and_endless_is_collected_and_acted_upon(tmp_path, ca
     with pytest.raises(ValueError, match="vectors, but in the data they were Dict"):
         train(config, tmp_path / "run")
     assert not (tmp_path / "run" / "checkpoints").exists()
-    config.eval.environment = f"{__name__}:Cart"
+    # One that knows how to make its environment needs none named.
+    known = {"environment": f"{__name__}:Cart", "environment_kwargs": "{}"}
+    about = {**data.about, **known, "score_range": [-70.0, -5.0]}
+    save_trajectories(tmp_path / "known", data, about=about)
+    config.data.path = str(tmp_path / "known")
+    config.eval.environment = ""
     config.eval.targets = (-5.0,)
     train(config, tmp_path / "run")
+    assert report_of(tmp_path / "run")["environment"] == known["environment"]
+    reference = {"low": -70, "high": -5, "given": True}
+    assert report_of(tmp_path / "run")["reference"] == reference
     assert "cut by a time limit: 4 of 4 episodes" in capsys.readouterr().out
     (policy, chance) = report_of(tmp_path / "run")["actors"]
     assert policy["lengths"] == chance["lengths"] == [12, 12]
@@ -270,3 +293,51 @@ def test_what_is_structured_and_endless_is_collected_and_acted_upon(tmp_path, ca
     assert found["actors"][0]["lengths"] == [7, 7]
     with pytest.raises(ValueError, match="in the data they were Dict"):
         run.evaluate(environment=f"{__name__}:FlatCart")
+
+
+def test_what_the_user_sets_wins_over_what_the_data_knows():
+    about = {
+        "environment": "Pendulum-v1",
+        "environment_kwargs": '{"g": 9.0}',
+        "score_range": [-1200.0, -150.0],
+    }
+    config = default_config()
+    config.data.path = "data"
+    found = with_source(config, about).eval
+    assert (found.environment, found.environment_kwargs) == (
+        "Pendulum-v1",
+        '{"g": 9.0}',
+    )
+    assert found.score_range == (-1200, -150)
+    assert not config.eval.environment  # it is left as it was
+    # Its name alone, as a collected dataset has it, does not say how to make it.
+    assert not with_source(config, {"environment": "Pendulum-v1"}).eval.environment
+    config.eval.update({"environment": "Mine-v0", "score_range": (0.0, 1.0)})
+    found = with_source(config, about).eval
+    assert (found.environment, found.environment_kwargs) == ("Mine-v0", "{}")
+    assert found.score_range == (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({}, None),
+        ({"environment": "no_such_package:Pen-v1"}, "No module named"),
+        ({"environment": "CartPole-v1"}, "observations are"),
+        ({"observations": "Dict('a': Box)"}, "in the data they were Dict"),
+    ],
+)
+def test_an_environment_that_nobody_asked_for_stops_no_training(change, said, capsys):
+    known = {"environment": "Pendulum-v1", "environment_kwargs": "{}"}
+    config, about = default_config(), known | change
+    config.data.path = "data"
+    model = DecisionTransformer(state_dim=3, act_dim=1, hidden_size=8)
+    found = with_known_environment(config, model, about).eval.environment
+    told = capsys.readouterr().out
+    assert (found, told) == ("Pendulum-v1", "") if said is None else not found
+    assert said is None or said in told
+    assert told.count("\n") == bool(said)
+    if said:  # asked for, it is an error
+        config.eval.environment = about["environment"]
+        with pytest.raises(ValueError, match=said):
+            check_evaluation(config, model, about)

@@ -4,6 +4,7 @@
 import json
 import re
 import shutil
+import sys
 from pathlib import Path
 
 import jax
@@ -15,7 +16,6 @@ from dt_jax.commands.export import export
 from dt_jax.commands.train import train
 from dt_jax.config import default_config
 from dt_jax.data.readers import load_trajectories
-from dt_jax.data.segments import SegmentSampler, normalize
 from dt_jax.data.writer import save_trajectories
 from dt_jax.model.decision_transformer import DecisionTransformer, init_params
 from dt_jax.model.hf_weights import export_hf, import_hf
@@ -73,7 +73,7 @@ def workdir(dataset, tmp_path_factory):
 
 def test_a_run_and_its_export_hold_the_same_model(workdir, dataset):
     run, folder = load_trained(workdir), load_trained(workdir / "hf")
-    assert run.fields == folder.fields | {"dtype": "float32"}
+    assert run.fields == folder.fields | {"dtype": "float32", "action_sizes": []}
     for module, leaves in run.params.items():
         for leaf, array in leaves.items():
             np.testing.assert_array_equal(array, folder.params[module][leaf])
@@ -90,82 +90,61 @@ def test_a_run_and_its_export_hold_the_same_model(workdir, dataset):
 def test_export_twice_gives_the_same_bytes(workdir, dataset):
     before = {path.name: path.read_bytes() for path in (workdir / "hf").iterdir()}
     assert before.keys() == {
-        "config.json", "model.safetensors", "normalization.json", "README.md"
+        "acting.py", "config.json", "model.safetensors", "normalization.json",
+        "README.md"
     }  # fmt: skip
     shutil.rmtree(workdir / "hf")
     export(make_config(dataset), workdir)
     assert {p.name: p.read_bytes() for p in (workdir / "hf").iterdir()} == before
 
 
-def run_card(folder):
-    """What its snippet defines, run as it stands."""
-    pytest.importorskip("transformers")
+def run_card(folder, source="."):
+    """What its snippet defines, run in the folder where we are."""
     card = (folder / "README.md").read_text()
     code = re.search(r"```python\n(.*?)```", card, re.DOTALL)[1]
-    scope = {}
-    exec(code.replace('folder = "."', f"folder = {str(folder)!r}"), scope)
+    scope, path = {}, list(sys.path)
+    try:
+        exec(code.replace('source = "."', f"source = {source!r}"), scope)
+    finally:
+        sys.path[:] = path
+        sys.modules.pop("acting", None)
     return scope
 
 
 @pytest.mark.parity
-@pytest.mark.parametrize("discount", [0.0, 0.5])
-def test_the_card_discounts_as_we_do(workdir, dataset, tmp_path, discount):
-    torch = pytest.importorskip("torch")
+@pytest.mark.parametrize("discount", [1.0, 0.9, 0.0])
+@pytest.mark.parametrize("where", ["folder", "Hub"])
+def test_the_card_acts_as_we_do(workdir, tmp_path, monkeypatch, discount, where):
+    """Longer than the context (4) and than max_ep_len (12); two episodes."""
+    pytest.importorskip("transformers")
     folder = Path(shutil.copytree(workdir / "hf", tmp_path / "hf"))
     file = folder / "normalization.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"discount": discount}))
-    scope, policy = run_card(folder), Policy.load(folder)
-    data = load_trajectories(dataset)
-    # So large that not to discount moves an action by 8e-5.
-    states_TxS, rewards_T = data.states.slice(0, 6), 10 * data.rewards[:6]
-    policy.reset(30.0)
-    actions = np.zeros((0, 2), np.float32)
-    for t in range(6):
-        given = (states_TxS[: t + 1], actions, rewards_T[:t])
-        found = scope["act"](*map(torch.tensor, given), 30.0).numpy()
-        expected = policy.act(states_TxS[t], rewards_T[t - 1] if t else None)
-        np.testing.assert_allclose(found, expected, atol=1e-5)
-        actions = np.append(actions, expected[None], axis=0)
+    monkeypatch.chdir(tmp_path)
+    source = str(folder)
+    if where == "Hub":
+        source, names = "USER/NAME", set()
 
+        def download(repo, name):
+            assert repo == source
+            names.add(name)
+            return str(folder / name)
 
-@pytest.mark.parity
-def test_the_card_acts_as_we_do(workdir, dataset):
-    """Compared at the last step of a segment."""
-    torch = pytest.importorskip("torch")
-    scope = run_card(workdir / "hf")
-    trained = load_trained(workdir)
-    data = load_trajectories(dataset)
-    sampler = SegmentSampler(
-        data,
-        batch_size=1,
-        context_length=4,
-        max_ep_len=12,
-        return_scale=10.0,
-        weighting="length",
-        seed=0,
-    )
-    states, actions = (rows.slice(0, 9) for rows in (data.states, data.actions))
-    for steps in (1, 3, 4, 9):
-        first = max(0, steps - 4)
-        batch = sampler.gather(np.array([0]), np.array([first]))
-        # The segment from `first` on: its step `steps - 1` stands where K allows.
-        place = 3 if first else steps - 1
-        prediction = DecisionTransformer(**trained.fields).apply(
-            {"params": trained.params},
-            states=normalize(batch.states, data.state_mean, data.state_std),
-            actions=batch.actions,
-            returns_to_go=batch.returns_to_go,
-            timesteps=batch.timesteps,
-            attention_mask=batch.attention_mask,
-        )
-        found = scope["act"](
-            torch.tensor(states[:steps]),
-            torch.tensor(actions[: steps - 1]),
-            torch.tensor(data.rewards[: steps - 1]),
-            float(data.returns_to_go[0]),
-        )
-        expected = np.asarray(prediction.action_preds)[0, place]
-        np.testing.assert_allclose(found.numpy(), expected, atol=1e-5)
+        monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    scope, policy = run_card(folder, source), Policy.load(folder)
+    if where == "Hub":
+        assert names == {path.name for path in folder.iterdir()} - {"README.md"}
+    assert scope["action"].shape == (2,)
+    rng = np.random.default_rng(1)
+    for target in (30.0, -50.0):
+        scope["policy"].reset(target)
+        policy.reset(target)
+        for t in range(15):
+            # Large rewards: not to discount must move an action.
+            state_S, reward = rng.normal(size=3) + 4, 10 * rng.normal()
+            found = scope["policy"].act(state_S, reward).numpy()
+            expected = policy.act(state_S, reward if t else None)
+            np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("source", ["", "hf"])
@@ -262,6 +241,13 @@ def test_the_card_tells_recipe_data_and_loss(workdir):
     card = (workdir / "hf" / "README.md").read_text()
     summary = json.loads((workdir / "summary.json").read_text())
     last = read_metrics(workdir / "metrics.jsonl")[-1]["loss"]
-    assert "| optimizer.learning_rate | 0.0001 |" in card
+    assert "| model.n_layer | 1 |" in card
+    assert "| optimizer." not in card  # all of them are the defaults
+    assert "data.path" not in card
     assert "12 trajectories, 108 steps" in card
     assert f"| {summary['global_step']} | {last:.5g} |" in card
+
+
+def test_the_command_that_uploads_is_printed(workdir, dataset, capsys):
+    export(make_config(dataset), workdir)
+    assert f"\n  hf upload USER/NAME {workdir / 'hf'}\n" in capsys.readouterr().out

@@ -55,13 +55,13 @@ def test_a_run_shows_what_it_has_left(run):
 
 def test_a_notebook_shows_the_curve_and_the_figures(run):
     shown = run._repr_html_()
-    assert "data:image/png;base64," in shown
+    assert "<svg" in shown
     assert f"<b>{run.metrics['loss'].iloc[-1]:.4g}</b>" in shown
     assert "<script" not in shown
     fresh = run.workdir.with_name("fresh")
     fresh.mkdir()
     shutil.copy(run.workdir / "config.json", fresh)
-    assert "image" not in Run(fresh)._repr_html_()
+    assert "<svg" not in Run(fresh)._repr_html_()
     assert repr(Run(fresh)).endswith("no record yet")
 
 
@@ -167,12 +167,9 @@ def test_at_the_prompt_a_run_knows_its_own_config(run, prompt):
 
 @pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
 def test_a_page_needs_a_run(prompt, tmp_path):
-    status, _, told = prompt("--mode=report", f"--workdir={tmp_path}")
-    assert status == 2
-    assert told.startswith(f"error: {tmp_path}/config.json: no such file")
-    config = default_config().to_json_best_effort()
-    (tmp_path / "config.json").write_text(config)
-    status, _, told = prompt("--mode=report", f"--workdir={tmp_path}")
-    assert status == 2
-    assert told.startswith(f"error: {tmp_path}/metrics.jsonl: no records yet; ")
+    (tmp_path / "config.json").write_text(default_config().to_json_best_effort())
+    for folder in (tmp_path, tmp_path / "none"):
+        status, _, told = prompt("--mode=report", f"--workdir={folder}")
+        assert status == 2
+        assert told.startswith(f"error: {folder}: no records of a run; --mode=report")
     assert [path.name for path in tmp_path.iterdir()] == ["config.json"]

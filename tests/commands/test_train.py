@@ -39,7 +39,7 @@ from dt_jax.training.train_step import DEVICES, init_state, train_step
 from dt_jax.training.validation import HeldOut
 
 ROOT = Path(__file__).parents[2]
-pytestmark = pytest.mark.usefixtures("compile_fast")
+pytestmark = pytest.mark.usefixtures("compile_fast", "without_pictures")
 UPDATES = 36
 SMALL = {
     "data.context_length": 4,
@@ -60,7 +60,7 @@ HELD_OUT = {
     "train.max_steps": 15,
     "train.logging_steps": 3,  # records within what would be calls
 }
-TIMES = ("steps_per_second", "samples_per_second")
+TIMES = ("steps_per_second", "samples_per_second", "train_runtime")
 # main.py, but something is done as it writes the record of a step.
 DISTURBED = """
 import os, resource, runpy, sys
@@ -187,14 +187,17 @@ def test_a_run_leaves_its_files(complete, dataset):
         "data_report.json",
         "metrics.jsonl",
         "report/index.html",
-        "report/loss.png",
+        "run.json",
         "summary.json",
     }
     assert not [name for name in found if name.endswith((".partial", ".tmp", ".lock"))]
     assert any(name.startswith("tensorboard/events.") for name in found)
     kept = {int(path.name) for path in (complete / "checkpoints").iterdir()}
     assert kept == {UPDATES - 12, UPDATES - 6, UPDATES}
-    assert (complete / "report" / "loss.png").read_bytes()[:4] == b"\x89PNG"
+    run = json.loads((complete / "run.json").read_text())
+    assert run["total_steps"] == UPDATES
+    assert [start["step"] for start in run["starts"]] == [0]
+    assert run["starts"][0]["versions"]["jax"] == jax.__version__
     config = json.loads((complete / "config.json").read_text())
     assert config == json.loads(json.dumps(make_config(dataset).to_dict()))
     summary = json.loads((complete / "summary.json").read_text())
@@ -443,13 +446,14 @@ def test_a_longer_run_ended_before_its_page_is_concluded(copy, dataset, monkeypa
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(command, "write_page", end)
+        patch.setattr(command, "write_run_page", end)
         with pytest.raises(KeyboardInterrupt):
             train(longer, copy)
-    page = copy / "report" / "index.html"
-    assert not page.exists(), "it would be that of the shorter run"
     train(longer, copy)
-    assert f"{UPDATES + 6:,}" in page.read_text()
+    page = (copy / "report" / "index.html").read_text()
+    assert f"Complete: {UPDATES + 6} updates" in page
+    run = json.loads((copy / "run.json").read_text())
+    assert [start["step"] for start in run["starts"]] == [0, UPDATES, UPDATES + 6]
 
 
 def test_a_longer_run_goes_on(complete, copy, dataset, capsys):
@@ -506,7 +510,7 @@ def test_every_key_means_the_run_or_may_change():
         "seed",
         *("data.context_length", "data.max_ep_len", "data.return_scale"),
         *("data.discount", "data.weighting", "data.split_on_dones"),
-        "data.statistics",
+        *("data.statistics", "data.action_scaling"),
         *("data.validation_fraction", "data.store_dtype"),
         *("train.batch_size", "train.init_from"),
     }
@@ -674,6 +678,9 @@ def extreme(tmp_path_factory):
     return make_dataset(path, seed=0, extreme=16)
 
 
+AS_IT_IS = {"data.action_scaling": "none"}  # else it is 1, and all others are 0
+
+
 def steps_of(extreme, config):
     """The updates, from 1, that see the extreme action, each with its start."""
     trajectories = load_trajectories(extreme)
@@ -691,7 +698,7 @@ def steps_of(extreme, config):
 
 @pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
 def test_the_trajectory_that_stops_the_run_is_named(extreme, tmp_path, prompt):
-    changes = {"train.max_bad_updates": 1}
+    changes = {"train.max_bad_updates": 1, **AS_IT_IS}
     step, start = next(steps_of(extreme, make_config(extreme, **changes)))
     status, _, told = prompt(*arguments(extreme, tmp_path, **changes))
     assert status == 3
@@ -703,8 +710,9 @@ def test_the_trajectory_that_stops_the_run_is_named(extreme, tmp_path, prompt):
 def test_bad_updates_are_skipped_and_counted_and_the_run_goes_on(
     extreme, tmp_path, caplog
 ):
-    train(make_config(extreme), tmp_path)
-    bad = {step for step, _ in steps_of(extreme, make_config(extreme))}
+    config = make_config(extreme, **AS_IT_IS)
+    train(config, tmp_path)
+    bad = {step for step, _ in steps_of(extreme, config)}
     assert 0 < len(bad) < UPDATES / 2
     records = records_of(tmp_path)
     assert [r["skipped_updates"] for r in records] == [
@@ -757,7 +765,7 @@ def test_a_record_tells_of_held_out_data_after_its_update(
     found = json.loads((report / "held_out.json").read_text())
     # A record has all of so few windows; only the last sums are in float64 here.
     assert found["mse"] == pytest.approx(records[-1]["validation_loss"], rel=1e-6)
-    assert (report / "held_out.png").read_bytes()[:4] == b"\x89PNG"
+    assert found["step"] == 15
     assert "Data: 15 trajectories" in printed
     assert "held out besides: 5 trajectories" in printed
     assert f"Held-out data: mean squared error {found['mse']:.4g}\n" in printed

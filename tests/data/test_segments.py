@@ -13,7 +13,15 @@ from hypothesis import strategies as st
 from scipy.stats import chisquare
 
 from dt_jax.data import rows
-from dt_jax.data.segments import ACTION_PADDING, Batch, SegmentSampler, normalize
+from dt_jax.data.segments import (
+    ACTION_PADDING,
+    Batch,
+    SegmentSampler,
+    action_scaling,
+    normalize,
+    scale_actions,
+    unscale_actions,
+)
 from dt_jax.data.trajectories import Trajectories
 
 SETTINGS = {
@@ -80,7 +88,7 @@ def assert_same_bits(batch, expected):
 def test_a_segment_on_paper():
     store = Trajectories.from_episodes(
         [
-            {"states": [[7]], "actions": [[7]], "rewards": [7]},
+            {"states": [[7]], "actions": [[7.0]], "rewards": [7]},
             {
                 "states": [[1], [2], [3]],
                 "actions": [[0.1], [0.2], [0.3]],
@@ -256,3 +264,12 @@ def test_bad_arguments_are_named(changes, message):
     with pytest.raises(ValueError) as caught:  # noqa: PT011, compared below
         make_sampler(**changes)
     assert str(caught.value) == message
+
+
+def test_actions_are_scaled_and_back():
+    scaling = action_scaling(np.array([-2.0, 0.0, 7.0]), np.array([2.0, 4.0, 7.0]))
+    actions_2x3 = np.float32([[-2, 4, 7], [1, 3, 7]])
+    scaled_2x3 = scale_actions(actions_2x3, scaling)
+    np.testing.assert_array_equal(scaled_2x3, [[-1, 1, 0], [0.5, 0.5, 0]])
+    np.testing.assert_array_equal(unscale_actions(scaled_2x3, scaling), actions_2x3)
+    assert scale_actions(actions_2x3, None) is actions_2x3

@@ -428,3 +428,48 @@ def test_values_may_be_checked_behind_the_callers_back(monkeypatch):
         np.testing.assert_array_equal(found, expected)
     with pytest.raises(ValueError, match="column 'rewards' holds nan"):
         faulty.facts()
+
+
+DISCRETE = {"states": [[0.0], [1.0]], "rewards": [0, 0]}
+
+
+@pytest.mark.parametrize(
+    ("actions", "sizes", "dim"),
+    [
+        ([0, 1], (2,), 2),
+        (np.uint8([[1, 4], [0, 3]]), (2, 5), 7),
+        ([True, False], (2,), 2),
+        ([0.0, 1.0], (), 1),
+    ],
+)
+def test_whole_numbers_are_discrete_actions(actions, sizes, dim):
+    trajectories = Trajectories.from_episodes([DISCRETE | {"actions": actions}])
+    assert trajectories.action_sizes == sizes
+    assert trajectories.act_dim == dim
+    assert trajectories.select([0]).action_sizes == sizes
+
+
+def test_choices_are_counted_in_the_chosen_trajectories():
+    episodes = [{"actions": [[0, 2], [1, 2]]}, {"actions": [[1, 0], [1, 1]]}]
+    trajectories = Trajectories.from_episodes(DISCRETE | each for each in episodes)
+    both, last = trajectories.choice_counts(), trajectories.select([1]).choice_counts()
+    assert [count.tolist() for count in both] == [[1, 3], [1, 1, 2]]
+    assert [count.tolist() for count in last] == [[0, 2], [1, 1, 0]]
+    assert trajectories.most_frequent_action().tolist() == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("actions", "message"),
+    [
+        ([[-1, 1]], "'actions' holds whole numbers from -1 to 1; expected choices"),
+        ([[0, 70000]], "'actions' holds whole numbers from 0 to 70000; expected"),
+        (
+            [[0, 1], [0.0, 1.0]],
+            "trajectory 1: column 'actions' holds float64, but that",
+        ),
+        ([[0.0, 1.0], [0, 1]], "trajectory 1: column 'actions' holds int64, but that"),
+    ],
+)
+def test_actions_that_are_neither_are_refused(actions, message):
+    with pytest.raises(ValueError, match=message):
+        Trajectories.from_episodes(DISCRETE | {"actions": each} for each in actions)

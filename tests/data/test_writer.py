@@ -157,3 +157,12 @@ def test_episodes_in_any_shape_are_the_same_from_memory_and_from_disk(episodes, 
             found = load_trajectories(source, **options)
             assert_alike(found, expected, np.float64)
             assert found.fingerprint() == expected.fingerprint()
+
+
+def test_discrete_actions_stay_whole_numbers(tmp_path):
+    episode = {"states": [[0.0], [1.0]], "actions": [[0, 3], [1, 0]], "rewards": [0, 0]}
+    save_trajectories(tmp_path / "data", [episode])
+    read = load_trajectories(tmp_path / "data")
+    assert read[0]["actions"].dtype == np.int32
+    assert read[0]["actions"].tolist() == episode["actions"]
+    assert read.action_sizes == (2, 4)

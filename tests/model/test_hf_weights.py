@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from dt_jax.model.decision_transformer import DecisionTransformer
+from dt_jax.model.decision_transformer import DecisionTransformer, init_params
 from dt_jax.model.hf_weights import (
     ALIASES,
     FIELDS,
@@ -231,7 +231,7 @@ def test_keys_that_a_config_leaves_out_have_hf_defaults(folder):
     defaults = {
         field.name: field.default
         for field in dataclasses.fields(DecisionTransformer)
-        if field.name not in ("parent", "name", "dtype")
+        if field.name not in ("parent", "name", "dtype", "action_sizes")
     }
     assert defaults == FIELDS
     config = {"state_dim": 5, "act_dim": 3, "hidden_size": 16, "max_ep_len": 24}
@@ -507,3 +507,16 @@ def test_the_tables_are_those_of_transformers():
     assert {key: getattr(config, key) for key in FIELDS} == FIELDS
     assert config.attribute_map == ALIASES
     assert functions.keys() - ACTIVATIONS.keys() == set(REFUSED_ACTIVATIONS)
+
+
+def test_discrete_actions_cross_as_a_key_of_ours(tmp_path):
+    model = DecisionTransformer(act_dim=5, hidden_size=8, action_sizes=(2, 3))
+    params = jax.jit(partial(init_params, model))(jax.random.key(0))
+    export_hf(tmp_path, model, jax.device_get(params))
+    fields, _ = import_hf(tmp_path)
+    assert DecisionTransformer(**fields).action_sizes == (2, 3)
+    assert fields["action_tanh"] is False
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"action_sizes": [2, 0]}))
+    with pytest.raises(ValueError, match=r"action_sizes is \[2, 0\], expected whole"):
+        import_hf(tmp_path)

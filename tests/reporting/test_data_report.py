@@ -43,7 +43,15 @@ def make_episodes():
     ]
 
 
-def report_of(data, *, action_tanh=True, max_ep_len=4, return_scale=1000.0, whole=None):
+def report_of(
+    data,
+    *,
+    action_tanh=True,
+    action_bounds=None,
+    max_ep_len=4,
+    return_scale=1000.0,
+    whole=None,
+):
     sampler = SegmentSampler(
         Trajectories.from_episodes(data) if isinstance(data, list) else data,
         batch_size=8,
@@ -54,6 +62,7 @@ def report_of(data, *, action_tanh=True, max_ep_len=4, return_scale=1000.0, whol
         seed=0,
     )
     options = {
+        "action_bounds": action_bounds,
         "action_tanh": action_tanh,
         "placement": "host",
         "plan": memory_plan(sampler, 3, state_bytes=1000, store_dtype="float32"),
@@ -86,6 +95,11 @@ def test_the_figures_by_hand():
         # of 0.4, 0.3, 0.3, 0.3; 0.1, 0.15; 0.2
         "returns_to_go": quantiles(0.1, 0.13, 0.3, 0.34, 0.4),
         "action_range": [-1, 1],
+        "action_ranges": {"min": [-1.0], "max": [1.0]},
+        "action_bounds": None,
+        "choices": [],
+        "histograms": report["histograms"],
+        "returns_to_go_by_timestep": report["returns_to_go_by_timestep"],
         "constant_features": [],
         "repeated_trajectories": 0,
         "trajectories_with_inner_dones": 0,
@@ -99,6 +113,35 @@ def test_the_figures_by_hand():
     assert report.keys() == expected.keys()
     for name, value in expected.items():
         assert report[name] == value, name
+
+
+def test_histograms_and_levels_by_hand():
+    report = report_of(make_episodes())
+    lengths, returns = (report["histograms"][key] for key in ("length", "return"))
+    assert lengths == {"edges": [0.5, 1.5, 2.5, 3.5, 4.5], "counts": [1, 1, 0, 1]}
+    assert (returns["edges"][0], returns["edges"][-1]) == pytest.approx((0.1, 0.4))
+    assert (len(returns["counts"]), sum(returns["counts"])) == (40, 3)
+    # Returns-to-go 0.4, 0.3, 0.3, 0.3; 0.1, 0.15; 0.2.
+    levels = report["returns_to_go_by_timestep"]
+    assert levels["timestep"] == [0, 1, 2, 3]
+    assert levels["median"] == pytest.approx([0.2, 0.225, 0.3, 0.3])
+    assert levels["max"] == pytest.approx([0.4, 0.3, 0.3, 0.3])
+
+
+def test_returns_that_are_all_alike_have_one_bin():
+    episodes = [episode | {"rewards": [0] * 4} for episode in make_episodes()[:1]]
+    histogram = report_of(episodes)["histograms"]["return"]
+    assert histogram == {"edges": [-0.5, 0.5], "counts": [1]}
+
+
+def test_choices_are_counted_and_said():
+    episodes = make_episodes()
+    for episode, actions in zip(episodes, ([0, 2, 2, 1], [0, 0], [2]), strict=True):
+        episode["actions"] = actions
+    report = report_of(episodes)
+    assert (report["act_dim"], report["choices"]) == (3, [[3, 1, 3]])
+    assert "discrete actions of 3 choices, taken 3 1 3 times" in describe_data(report)
+    assert report["warnings"] == []
 
 
 def actions(episodes):
@@ -128,6 +171,7 @@ def weak(episodes):
     [
         (actions, {}, ["actions"]),
         (actions, {"action_tanh": False}, []),
+        (actions, {"action_bounds": (np.array([-2.0]), np.array([2.0]))}, []),
         (constant, {}, ["constant"]),
         (repeated, {}, ["repeated"]),
         (inner_done, {}, ["inner done"]),
@@ -235,3 +279,26 @@ def test_the_text_fits_a_screen_and_the_dict_json(make):
     assert text.startswith(f"Data: {report['trajectories']} trajectories")
     assert all(warning in text for warning in report["warnings"])
     assert len(report["warnings"]) in (0, len(WARNINGS) - 1)  # computed: they fit
+
+
+def test_what_was_converted_says_where_it_comes_from():
+    about = {
+        "format": "Minari",
+        "source": "D4RL/pen/human-v2",
+        "left_out": "the last 5 steps, an episode without end",
+        "observations": "Dict('a': Box)",
+        "environment": "robotics:Pen-v1",
+        "environment_kwargs": "{}",
+        "score_range": [96.262799, 3076.8331],
+    }
+    report = report_of(make_episodes()) | {"about": about}
+    lines = describe_data(report).splitlines()
+    assert max(map(len, lines)) <= 80
+    told = " ".join(" ".join(lines).split())
+    assert (
+        "converted from Minari, D4RL/pen/human-v2; left out: the last 5 steps, an "
+        "episode without end observations, flattened: Dict('a': Box) unless you set "
+        "them: eval.environment=robotics:Pen-v1, eval.score_range=(96.2628, 3076.83)"
+    ) in told
+    collected = {"environment": "CartPole-v1", "observations": "Dict('a': Box)"}
+    assert "CartPole" not in describe_data(report | {"about": collected})

@@ -11,6 +11,7 @@ from dt_jax.reporting.evaluation_tables import (
     ActorResult,
     describe_evaluation,
     evaluation_report,
+    evaluation_scalars,
 )
 from dt_jax.trading.backtest import Curves
 
@@ -92,12 +93,38 @@ def test_the_figures_by_hand():
         ],
         "spearman": None,
         "backtest_references": None,
+        "curves": None,
         "periods_a_year": None,
         "warnings": [],
     }
     assert report == expected
     assert "  cut by a time limit: 2 of 4 episodes" in describe_evaluation(report)
     assert json.loads(json.dumps(report, allow_nan=False)) == report
+
+
+def test_the_main_figures_by_tag():
+    # The account goes from 100 to 80 to 120: up by 20 %, 20 % down in between.
+    actors = [trader("target 5,000", 5000.0, 100, 80, 120)]
+    actors.append(actor(RANDOM, None, [1, 1]))
+    found = evaluation_scalars(report_of(actors))
+    sharpe = found.pop("evaluation/sharpe/target_5000")
+    # Days of -20 % and +50 %: mean 15 %, sample deviation 70 % / sqrt(2).
+    assert sharpe == pytest.approx(0.15 / 0.7 * (2 * 252) ** 0.5)
+    assert found == pytest.approx(
+        {
+            "evaluation/return/target_5000": 20.0,
+            "evaluation/normalized/target_5000": 100 * (20 - 1) / (9 - 1),
+            "evaluation/total_return/target_5000": 0.2,
+            "evaluation/max_drawdown/target_5000": 0.2,
+            "evaluation/return/random_actions": 1.0,
+            "evaluation/normalized/random_actions": 0.0,
+        }
+    )
+
+
+def test_the_rank_correlation_is_a_figure_where_it_is_defined():
+    found = evaluation_scalars(of_targets([1, 2, 5, 9]))
+    assert found["evaluation/rank_correlation"] == 1.0
 
 
 def test_a_given_score_range():

@@ -210,7 +210,7 @@ print(os.waitstatus_to_exitcode(status))
             signal.SIGTERM,
             "dt_jax.commands.evaluate",
             "roll_out",
-            {"report", "summary.json"},
+            {"run.json", "metrics.jsonl"},
             marks=pytest.mark.slow,
         ),
     ],

@@ -142,7 +142,7 @@ def linear_call(feed):
     """A train call of that model, and its first state."""
     optimizer = optax.sgd(0.001)
     call = make_train_call(
-        SimpleNamespace(apply=linear_model),
+        SimpleNamespace(apply=linear_model, action_sizes=()),
         optimizer,
         state_mean=np.ones(3, np.float32),
         state_std=np.ones(3, np.float32),

@@ -4,16 +4,14 @@
 import json
 import math
 import re
-import struct
-import sys
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from tensorboardX.proto.event_pb2 import Event
 
-from dt_jax.training import metrics
+from dt_jax.training import metrics, trackers
 from dt_jax.training.metrics import MetricWriter, RunningMetrics, read_metrics
+from dt_jax.training.trackers import open_trackers
 
 
 @pytest.fixture
@@ -46,12 +44,13 @@ def feed(meter, clock, steps):
     return records
 
 
-def make_writer(folder, step=0, wandb=False):
-    return MetricWriter(folder, step=step, total_steps=20, wandb=wandb)
+def make_writer(folder, step=0):
+    trackers = open_trackers(folder, hparams={}, wandb=False, first_step=step + 1)
+    return MetricWriter(folder, step=step, total_steps=20, trackers=trackers)
 
 
-def write(folder, steps, opened_at=0, wandb=False):
-    writer = make_writer(folder, opened_at, wandb)
+def write(folder, steps, opened_at=0):
+    writer = make_writer(folder, opened_at)
     for step in steps:
         record = {"step": step, "loss": step / 3}
         writer.write(record)
@@ -76,6 +75,7 @@ def test_windows_on_paper(clock):
             "skipped_updates": 0,
             "steps_per_second": 2,
             "samples_per_second": 20,
+            "train_runtime": step / 2,
         }
         for step, loss in ((3, (1 + 2 + 3) / 3), (6, (4 + 5 + 6) / 3), (8, (7 + 8) / 2))
     ]
@@ -236,8 +236,6 @@ def test_what_is_not_finite_is_null_and_reads_as_nan(tmp_path):
     writer = make_writer(tmp_path)
     writer.write({"step": 1, "loss": math.nan, "grad_norm": math.inf, "epoch": 0.5})
     writer.close()
-    (event,) = [e for e in read_events(tmp_path / "tensorboard") if e.summary.value]
-    assert [value.tag for value in event.summary.value] == ["train/epoch"]
     make_writer(tmp_path, step=1).close()  # writes the records anew
     path = tmp_path / "metrics.jsonl"
     expected = {"step": 1, "loss": None, "grad_norm": None, "epoch": 0.5}
@@ -251,7 +249,7 @@ def test_what_is_not_finite_is_null_and_reads_as_nan(tmp_path):
 def test_a_full_disk_is_an_error_and_no_hang(
     tmp_path, monkeypatch, limit_files, flush_seconds
 ):
-    monkeypatch.setattr(metrics, "FLUSH_SECONDS", flush_seconds)
+    monkeypatch.setattr(trackers, "FLUSH_SECONDS", flush_seconds)
     writer = make_writer(tmp_path)
 
     def fill():
@@ -265,42 +263,23 @@ def test_a_full_disk_is_an_error_and_no_hang(
     assert len(steps_in(tmp_path)) > 100
 
 
-def read_events(folder):
-    """The events of TensorBoard's files: length, checksum, bytes, checksum."""
-    for path in sorted(folder.glob("events.*")):
-        data, place = path.read_bytes(), 0
-        while place < len(data):
-            (size,) = struct.unpack_from("<Q", data, place)
-            yield Event.FromString(data[place + 12 : place + 12 + size])
-            place += 12 + size + 4
-
-
-def test_tensorboard_gets_the_same_numbers(tmp_path):
-    write(tmp_path, [3, 6])
-    events = list(read_events(tmp_path / "tensorboard"))
-    found = [
-        (event.step, value.tag, value.simple_value)
-        for event in events
-        for value in event.summary.value
-    ]
-    # An event holds a float32.
-    assert found == [(s, "train/loss", pytest.approx(s / 3, rel=1e-7)) for s in (3, 6)]
-
-
-def test_tensorboard_is_told_what_a_resumed_run_makes_again(tmp_path):
-    write(tmp_path, [6], opened_at=3)
-    events = read_events(tmp_path / "tensorboard")
-    assert [e.step for e in events if e.HasField("session_log")] == [4]
-
-
-def test_wandb_gets_the_same_numbers(tmp_path, monkeypatch):
-    logged, finished = [], []
-    run = SimpleNamespace(
-        log=lambda values, step: logged.append((step, values)),
-        finish=lambda: finished.append(True),
+def test_trackers_get_the_same_numbers_and_are_closed(tmp_path):
+    written, closed = [], []
+    tracker = SimpleNamespace(
+        write=lambda *given: written.append(given), close=lambda: closed.append(True)
     )
-    wandb = SimpleNamespace(init=lambda **_: run)
-    monkeypatch.setitem(sys.modules, "wandb", wandb)
-    write(tmp_path, [3, 6], wandb=True)
-    assert logged == [(3, {"loss": 1.0}), (6, {"loss": 2.0})]
-    assert finished == [True]
+    writer = MetricWriter(tmp_path, step=0, total_steps=6, trackers=[tracker])
+    writer.write({"step": 3, "loss": 0.5, "steps_per_second": 2.0})
+    writer.close()
+    assert written == [(3, {"train/loss": 0.5, "performance/steps_per_second": 2.0})]
+    assert closed == [True]
+
+
+def test_an_accuracy_is_a_mean_over_the_window_and_resumes(clock):
+    meter = make_meter(logging_steps=4)
+    clock.now += 1
+    assert list(meter.update([1.0, math.inf], [1.0, 1.0], [0.5, 0.1])) == []
+    resumed = make_meter(meter.state(), logging_steps=4)
+    clock.now += 1
+    (record,) = resumed.update([1.0, 1.0], [1.0, 1.0], [0.75, 1.0])
+    assert record["accuracy"] == 0.75  # a skipped update is in no mean

@@ -62,14 +62,16 @@ def sampler():
 @pytest.fixture(scope="module")
 def torch_run(sampler, tmp_path_factory):
     """The losses of every update, the weights at the start and at the end, by HF."""
+    folders = [tmp_path_factory.mktemp(name) for name in ("first", "last")]
+    return run_torch(sampler, DecisionTransformer(**FIELDS), *folders)
+
+
+def run_torch(sampler, model, first, last):
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
     from transformers.trainer_pt_utils import get_parameter_names
 
     torch.set_num_threads(1)  # the model is too small to share
-
-    first, last = (tmp_path_factory.mktemp(name) for name in ("first", "last"))
-    model = DecisionTransformer(**FIELDS)
     export_hf(first, model, jax.device_get(init_params(model, jax.random.key(3))))
     hf = transformers.DecisionTransformerModel.from_pretrained(first)
     decayed = get_parameter_names(hf, [torch.nn.LayerNorm], ["bias"])
@@ -91,9 +93,24 @@ def torch_run(sampler, tmp_path_factory):
         )
         batch = {key: torch.from_numpy(value) for key, value in batch._asdict().items()}
         batch["timesteps"] = batch["timesteps"].long()
-        predicted = hf(**batch).action_preds
         valid = batch["attention_mask"] > 0
-        loss = ((predicted - batch["actions"])[valid] ** 2).mean()
+        if sizes := model.action_sizes:
+            chosen = batch["actions"][valid].long()
+            one_hot = [
+                torch.nn.functional.one_hot(column.clamp(min=0), size)
+                for column, size in zip(
+                    batch["actions"].long().unbind(-1), sizes, strict=True
+                )
+            ]
+            batch["actions"] = torch.cat(one_hot, dim=-1).float()
+            logits = hf(**batch).action_preds[valid].split(sizes, dim=-1)
+            loss = sum(
+                map(torch.nn.functional.cross_entropy, logits, chosen.unbind(-1))
+            )
+            loss = loss / len(sizes)
+        else:
+            predicted = hf(**batch).action_preds
+            loss = ((predicted - batch["actions"])[valid] ** 2).mean()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(hf.parameters(), 0.25)
         optimizer.step()
@@ -147,3 +164,32 @@ def test_200_updates_in_bfloat16_stay_near(sampler, torch_run):
     assert losses[-1] != torch_losses[-1]
     # Eight bits of mantissa: 0.4 % an operation.
     np.testing.assert_allclose(losses, torch_losses, rtol=5e-2)
+
+
+def test_discrete_actions_equal_torch(sampler, tmp_path):
+    data = sampler.trajectories
+    episodes = [
+        episode | {"actions": np.digitize(episode["actions"][:, :2], [-0.5, 0.5])}
+        for episode in (data[i] for i in range(len(data)))
+    ]
+    episodes[0]["actions"][0, 1] = 3  # one dimension has four choices
+    discrete = Trajectories.from_episodes(episodes)
+    assert discrete.action_sizes == (3, 4)
+    chosen = SegmentSampler(
+        discrete,
+        batch_size=16,
+        context_length=8,
+        max_ep_len=50,
+        return_scale=10.0,
+        weighting="length",
+        seed=1,
+    )
+    model = DecisionTransformer(**FIELDS | {"act_dim": 7}, action_sizes=(3, 4))
+    torch_losses, (fields, params), _ = run_torch(
+        chosen, model, tmp_path / "first", tmp_path / "last"
+    )
+    assert not fields["action_tanh"]
+    losses, _ = run_ours(chosen, fields, params)
+    assert losses[-1] < 0.8 * losses[0]
+    np.testing.assert_allclose(losses[0], torch_losses[0], rtol=1e-5)
+    np.testing.assert_allclose(losses, torch_losses, rtol=1e-3)

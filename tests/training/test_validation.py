@@ -37,19 +37,22 @@ def make_trajectories(lengths, seed=0):
     )
 
 
-def make_held_out(data, chosen, model, *, size=4, length=4, placement="host"):
+def make_held_out(
+    data, chosen, model, *, size=4, length=4, placement="host", scaling=None
+):
     """Over the chosen trajectories, with the feed of a sampler over all the others."""
     settings = {"batch_size": size, "context_length": length, **SETTINGS}
     rest = np.setdiff1d(np.arange(data.num_trajectories), chosen)
     feed = Feed(SegmentSampler(data.select(rest), **settings), placement, "float32")
-    return HeldOut(SegmentSampler(data.select(chosen), **settings), model, feed)
+    held_out = SegmentSampler(data.select(chosen), **settings)
+    return HeldOut(held_out, model, feed, scaling)
 
 
 def predict_zeros(variables, actions, **_):
     return Prediction(jnp.zeros_like(actions), None, None)
 
 
-ZEROS = SimpleNamespace(apply=predict_zeros)
+ZEROS = SimpleNamespace(apply=predict_zeros, action_sizes=())
 
 
 def test_the_figures_on_paper():
@@ -151,7 +154,9 @@ def test_a_record_reads_few_windows_batch_by_batch_in_one_shape(monkeypatch):
         return predict_zeros(variables, actions)
 
     data = make_trajectories((2, 8, 12, 1, 3))
-    measure = make_held_out(data, [1, 2, 3, 4], SimpleNamespace(apply=apply))
+    measure = make_held_out(
+        data, [1, 2, 3, 4], SimpleNamespace(apply=apply, action_sizes=())
+    )
 
     def gather(sampler, episodes_B, starts_B, gather=measure._feed.gather):
         gathered.append(list(zip(episodes_B.tolist(), starts_B.tolist(), strict=True)))
@@ -188,3 +193,46 @@ def test_training_draws_every_step_but_those_held_out():
     assert drawn == rows_of(training)
     assert rows_of(training) | rows_of(held) == set(range(78))
     assert rows_of(training).isdisjoint(rows_of(held))
+
+
+def test_discrete_figures_on_paper():
+    def episode(actions):
+        actions = np.array(actions)
+        zeros = np.zeros(len(actions))
+        return {"states": zeros[:, None], "actions": actions, "rewards": zeros}
+
+    data = Trajectories.from_episodes([episode([2, 0, 2]), episode([2, 2, 0, 1])])
+    logits = jnp.log(jnp.float32([1, 1, 2])).reshape(1, 1, 3)
+    says_two = SimpleNamespace(
+        apply=lambda _, actions, **__: Prediction(
+            jnp.broadcast_to(logits, actions.shape), None, None
+        ),
+        action_sizes=(3,),
+    )
+    measure = make_held_out(data, [1], says_two, length=3)
+    found = measure.evaluate({}, data.select([0]))
+    entropy = (2 * np.log(2) + 2 * np.log(4)) / 4
+    assert found == {
+        "cross_entropy": pytest.approx(entropy),
+        "accuracy": 0.5,
+        "accuracy_per_dimension": [0.5],
+        "bins": [{"from": 0.0, "to": 0.0, "steps": 4, "accuracy": 0.5}],
+        # Of those trained on, 2 is the most frequent. Of 2, 2, 0, 1, the first being
+        # compared with it, only two repeat the one before.
+        "references": {"most_frequent_action": 0.5, "previous_action": 0.5},
+    }
+    assert float(measure.loss({})) == pytest.approx(entropy)
+
+
+def test_errors_of_scaled_actions_are_in_the_units_of_the_data():
+    data = make_trajectories((4, 4, 4))
+    scaling = np.float32([0.0, 0.0]), np.float32([2.0, 10.0])
+    plain = make_held_out(data, [1], ZEROS)
+    scaled = make_held_out(data, [1], ZEROS, scaling=scaling)
+    expected, found = (each.evaluate({}, data.select([0])) for each in (plain, scaled))
+    # Float32 divided and multiplied by the same numbers.
+    mse = "mse_per_dimension"
+    np.testing.assert_allclose(found[mse], expected[mse], rtol=1e-6)
+    assert found["references"] == expected["references"]
+    squares_A = np.array(expected[mse]) / np.square(scaling[1])
+    np.testing.assert_allclose(scaled.loss({}), squares_A.mean(), rtol=1e-6)
