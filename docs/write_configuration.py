@@ -38,7 +38,9 @@ config.train.batch_size = 128
 On the command line `1e3` is a whole number too, and
 `--config.model.n_inner=None` stands for no value. A path may begin with `~`, your home.
 
-A key that does not exist is refused, and the error names the nearest key that does.
+A key that does not exist is refused, and the error names the nearest ones that do; so
+is a wrong word, as in `optimizer.lr_scheduler_type`. Nothing of a run is written before
+all is checked.
 """
 
 OLD_NAMES = """\

@@ -8,23 +8,33 @@ from pathlib import Path
 from typing import NoReturn
 
 import dt_jax
+from dt_jax.system.files import free_folder
 from dt_jax.system.interruption import watch
 from dt_jax.system.process import keep_compiled, use_huge_pages
 
 HELP = """\
-dt-jax [--config FILE] [--workdir DIR] [--mode MODE] [--config.section.key=value ...]
+dt-jax [--config FILE] [--workdir DIR] [--mode MODE] [--config.KEY=VALUE ...]
+python main.py, with the same flags
 
-  --config    a file of configs/; by default the base recipe
-  --workdir   the folder of the run; by default runs/<name of the config>
+  --config    a file of configs/; by default the base recipe. evaluate and
+              export take the run's own, with the keys given here on top
+  --workdir   the folder of the run; by default runs/<name of the config>;
+              auto: a new one in runs/, named by the config and the keys given
   --mode      train     train, or go on training (the default)
               evaluate  let the trained model act in eval.environment
               inspect   print the data report, train nothing
               export    write the weights for Hugging Face's transformers
               collect   let collect.actor act, write its episodes as a dataset
-              convert   write data.path as a dataset that is mapped, train nothing
+              convert   write data.path as a memory-mapped dataset
               report    write the page of a run from what lies in its folder
 
-Keys, each with its default:
+Examples:
+  python main.py --config configs/base.py
+  python main.py --config.data.path=data/dataset --config.train.max_steps=1e4
+  python main.py --workdir=auto --config.seed=1
+  python main.py --mode=evaluate --workdir=runs/base --config.eval.episodes=50
+
+Keys:
 """
 MODES = ["train", "evaluate", "inspect", "export", "collect", "convert", "report"]
 OF_A_RUN = ("evaluate", "export")  # without --config, the run's own is taken
@@ -44,7 +54,7 @@ def _run(argv) -> int:
 
     from dt_jax import config, prompt
 
-    if {"-h", "-help", "--help"} & set(argv):
+    if len(argv) < 2 or {"-h", "-help", "--help"} & set(argv):
         print(HELP + prompt.describe_keys())
         return 0
     mode_flag = flags.DEFINE_enum("mode", "train", MODES, "")
@@ -75,7 +85,11 @@ def _run(argv) -> int:
     try:
         checked = config.check(config_flag.value, file or "config")
         keep_compiled()
-        return _command(mode, checked, workdir)
+        auto = workdir_flag.value == "auto"
+        if auto:
+            given = config_flags.get_override_values(flags.FLAGS["config"])
+            workdir = Path("runs", prompt.run_name(name, given))
+        return _command(mode, checked, workdir, auto)
     except (ValueError, OSError) as error:
         return _refuse(error)
 
@@ -92,7 +106,7 @@ def _take_config(argv):
     return None, argv
 
 
-def _command(mode, config, workdir) -> int:
+def _command(mode, config, workdir, auto) -> int:
     print(f"dt-jax {dt_jax.__version__}: starting JAX", flush=True)
     start = time.perf_counter()
     # To import JAX takes a second: a mistyped flag was refused before.
@@ -103,6 +117,9 @@ def _command(mode, config, workdir) -> int:
     devices = distributed.describe_devices()
     distributed.print_once(f"{devices}: {time.perf_counter() - start:.1f} s")
     with distributed.abort_all():
+        if auto:
+            workdir = distributed.broadcast(free_folder(workdir))
+            distributed.print_once(f"workdir: {workdir}")
         if mode == "train" or distributed.leave():
             module = importlib.import_module(f"dt_jax.commands.{mode}")
             try:

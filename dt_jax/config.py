@@ -8,7 +8,6 @@ changes a few keys of `default_config()`; any key can be given at the prompt
 (--config.train.batch_size=128) or set in Python (config.train.batch_size = 128).
 """
 
-import difflib
 import json
 import os
 import re
@@ -19,6 +18,7 @@ from pathlib import Path
 from ml_collections import ConfigDict, config_dict
 
 from dt_jax.system.files import read_json
+from dt_jax.system.text import nearest
 
 # What keys were called in version 0.1; a config.json of such a run is still read.
 RENAMED = {
@@ -28,6 +28,34 @@ RENAMED = {
     "hosts.initialization_timeout": "distributed.initialization_timeout",
     "hosts.heartbeat_timeout_seconds": "distributed.heartbeat_timeout_seconds",
     "hosts.heartbeat_seconds": "distributed.heartbeat_seconds",
+}
+
+# What others call a key, where the words have too little in common.
+SYNONYMS = {
+    "lr": "learning_rate",
+    "wd": "weight_decay",
+    "betas": "adam_beta",
+    "eps": "adam_epsilon",
+    "bs": "batch_size",
+    "k": "context_length",
+    "gamma": "discount",
+    "clip": "max_grad_norm",
+    "grad_clip": "max_grad_norm",
+    "warmup": "warmup_ratio",
+    "warmup_steps": "warmup_ratio",
+    "dropout": "pdrop",
+    "dim": "hidden_size",
+    "embed_dim": "hidden_size",
+    "d_model": "hidden_size",
+    "width": "hidden_size",
+    "precision": "dtype",
+    "dataset": "path",
+    "env": "environment",
+    "checkpoint": "init_from",
+    "log_every": "logging_steps",
+    "log_interval": "logging_steps",
+    "save_every": "save_steps",
+    "save_interval": "save_steps",
 }
 
 
@@ -301,10 +329,13 @@ def unknown(key: str) -> str:
     """
     if key in RENAMED:
         return f"this key is now called {RENAMED[key]}"
-    known = list(flatten(default_config().to_dict()))
-    name = key.rpartition(".")[2]
-    found = [k for k in known if k.rpartition(".")[2] == name]
-    found = found or difflib.get_close_matches(key, known, n=1)
+    section, _, name = key.rpartition(".")
+    known = {}
+    for full in flatten(default_config().to_dict()):
+        known.setdefault(full.rpartition(".")[2], []).append(full)
+    names = nearest(SYNONYMS.get(name.lower(), name), known)
+    found = [full for name in names for full in known[name]]
+    found = [k for k in found if k.startswith(f"{section}.")] or found
     if not found:
         return "no such key; dt_jax/config.py has them all"
     return f"no such key; did you mean {' or '.join(found)}?"

@@ -9,6 +9,7 @@ import inspect
 import re
 import textwrap
 import traceback
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -16,12 +17,15 @@ from typing import NamedTuple
 from absl import flags
 
 from dt_jax.config import default_config, flatten, unknown
+from dt_jax.system.text import nearest, wrong_choice
 
 KINDS = {
     bool: "True or False",
-    int: "a whole number like {!r}",
-    type(None): "a whole number or None",
-    float: "a number like {!r}",
+    int: "whole number",
+    type(None): "whole number or None",
+    float: "number",
+    str: "text",
+    tuple: "list such as (1.5,2)",
 }
 
 
@@ -72,7 +76,8 @@ def describe_keys() -> str:
     lines = []
     for key in documented_keys():
         is_section = isinstance(key.default, dict)
-        lines.append("" if is_section else f"  --config.{key.name}={key.default}")
+        kind = f"({KINDS.get(type(key.default))}, default {key.default!r})"
+        lines.append("" if is_section else f"  --config.{key.name}  {kind}")
         indent = "  " if is_section else "      "
         lines += textwrap.wrap(
             key.comment, 80, initial_indent=indent, subsequent_indent=indent
@@ -104,7 +109,46 @@ def explain(error: Exception, argv: list[str]) -> str:
                 return f"{argument}: {unknown(name)}"
     if found := re.match(r"flag --config\.([\w.]+)=(.*?): ", str(error), re.DOTALL):
         key, value = found.groups()
-        default = flatten(default_config().to_dict())[key]
-        expected = KINDS.get(type(default), "one like {!r}").format(default)
+        defaults = flatten(default_config().to_dict())
+        if key not in defaults:
+            some = next(known for known in defaults if known.startswith(f"{key}."))
+            return f"--config.{key}={value}: a section, expected a key like {some}"
+        default = defaults[key]
+        article = "" if isinstance(default, bool) else "a "
+        like = "" if isinstance(default, bool | None | tuple) else f" like {default!r}"
+        expected = f"{article}{KINDS[type(default)]}{like}"
         return f"--config.{key}={value}: expected {expected}"
+    if found := re.fullmatch(r"flag --(\w+)=(.*): .+ one of <(.+)>", str(error)):
+        name, value, choices = found.groups()
+        return wrong_choice(f"--{name}", value, choices.split("|"))
+    if isinstance(error, flags.UnrecognizedFlagError):
+        return _wrong_flag(error.flagname, argv)
     return f"{error}; see --help and dt_jax/config.py"
+
+
+def _wrong_flag(name, argv) -> str:
+    """Of a flag that does not exist: the nearest one, or the key that may be meant."""
+    argument = next((a for a in argv if a.lstrip("-").split("=")[0] == name), name)
+    if found := nearest(name, ("config", "workdir", "mode", "help")):
+        asked = f"did you mean --{found[0]}?"
+    else:
+        asked = unknown(name).removeprefix("no such key; ")
+        asked = asked.replace("mean ", "mean --config.").replace("or ", "or --config.")
+    return f"{argument}: no such flag; {asked}"
+
+
+def run_name(recipe: str, changed: Mapping[str, object]) -> str:
+    """The name of a run's folder: the recipe, then the keys given at the prompt.
+
+    In it are letters, digits and '-_.' alone, and there are at most 75 of them.
+    """
+    keys = (f"{key.rpartition('.')[2]}_{_last(v)}" for key, v in changed.items())
+    name = re.sub(r"[^A-Za-z0-9._]+", "-", "-".join([recipe, *keys]))
+    return name[:75].strip("-.")
+
+
+def _last(value):
+    """Of a path its last part, which tells most."""
+    if isinstance(value, tuple):
+        return "-".join(map(_last, value))
+    return str(value).rstrip("/").rpartition("/")[2]

@@ -380,7 +380,7 @@ WRONG = [
      "data.validation_fraction=0.99 of 4 trajectories .. at least one"),
     # The command line.
     ("an unknown flag", nothing, "--batch_size=3", "batch_size"),
-    ("an unknown mode", nothing, "--mode=fly", "--mode=fly .. train .. inspect"),
+    ("an unknown mode", nothing, "--mode=fly", "--mode='fly': .. train .. inspect"),
     ("a word too much", nothing, "-- stray", "stray .. expected --config"),
     ("an unknown key", nothing, "model.width=3", "--config.model.width=3: no such key"),
     ("a misspelt key", nothing, "train.bath_size=3", "train.bath_size"),
@@ -550,7 +550,7 @@ WRONG += [
         ("model.n_inner", -1, "at least 1"),
         ("model.max_ep_len", 3, "data.max_ep_len=4"),
         ("model.activation_function", "prelu", "expected one of gelu"),
-        ("model.dtype", "int8", "expected float32, bfloat16 or float16"),
+        ("model.dtype", "int8", "expected one of float32, bfloat16, float16"),
         ("model.layer_norm_epsilon", -1.0, "0 or more"),
         ("model.initializer_range", INF, "finite"),
         ("model.resid_pdrop", 1.5, "0 to 1"),

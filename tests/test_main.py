@@ -2,6 +2,7 @@
 """What a user types: every key is read, and the defaults are the notebook's."""
 
 import json
+import re
 from pathlib import Path
 
 import datasets
@@ -18,6 +19,9 @@ from dt_jax.commands.collect import collect
 from dt_jax.commands.train import train
 from dt_jax.config import default_config
 from dt_jax.data.writer import save_trajectories
+from dt_jax.prompt import run_name
+from dt_jax.trading.behaviours import behaviour_episodes
+from dt_jax.trading.simulation import SIMULATED, simulate_market
 from dt_jax.training import trackers
 
 BASE = "--config=configs/base.py"
@@ -87,6 +91,88 @@ def test_a_wrong_key_is_told_with_the_right_one(prompt, tmp_path, key, told):
     assert not workdir.exists()
 
 
+@pytest.fixture
+def small_market(monkeypatch):
+    """The embedded dataset, made of a few episodes."""
+    market = simulate_market(200, 6, seed=0)
+    few = list(behaviour_episodes(market, 8, (60, 70), 0, rules=SIMULATED))
+    monkeypatch.setattr(setup, "simulated_episodes", lambda: few)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        (
+            "optimizer.lr_scheduler_type=cosin",
+            "='cosin': expected one of linear, cosine, constant_with_warmup, constant; "
+            "did you mean cosine?",
+        ),
+        ("data.weighting=lenght", "'lenght': expected length or uniform; did you mean"),
+        ("data.statistics=compute", "stored or computed; did you mean computed?"),
+        ("data.placement=devise", "auto, host, device; did you mean device?"),
+        ("data.store_dtype=bfloat", "float32 or bfloat16; did you mean bfloat16?"),
+        ("data.discount=1.5", "data.discount=1.5: expected 0 to 1"),
+        ("model.activation_function=gleu", "did you mean gelu"),
+        ("model.dtype=float23", "did you mean float32"),
+        ("model.n_head=3", "model.hidden_size=128 is not a multiple of model.n_head=3"),
+        ("train.batch_size=6", "train.batch_size=6"),
+        ("train.max_steps=many", "expected a whole number like 0"),
+        ("train.deterministic=maybe", "expected True or False"),
+        ("optimizer=adam", "a section, expected a key like optimizer."),
+        ("eval.environment=Pendulum-v9", "eval.environment='Pendulum-v9': "),
+        ("eval.environment=Pendulum-v1", "eval.environment=Pendulum-v1: "),
+        ("eval.targets=('x',)", "eval.targets: found 'x', expected finite numbers"),
+        ("eval.baselines=('nowhere',)", "eval.baselines: actor 'nowhere': no such"),
+    ],
+)
+def test_nothing_is_written_before_all_is_checked(
+    prompt, tmp_path, small_market, wrong, told
+):
+    flags = (f"--workdir={tmp_path / 'run'}", f"--config.{wrong}")
+    assert_refused(prompt(BASE, *flags), [told])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_market_is_kept_once_all_is_checked(prompt, tmp_path, small_market):
+    flags = (f"--workdir={tmp_path}", "--mode=inspect")
+    assert prompt(BASE, *flags)[0] == 0
+    left = {"simulated_market", "data_report.json"}
+    assert {path.name for path in tmp_path.iterdir()} == left
+    first = (tmp_path / "data_report.json").read_text()
+    assert prompt(BASE, *flags)[0] == 0  # now it is read where it lies
+    assert (tmp_path / "data_report.json").read_text() == first
+
+
+@pytest.mark.parametrize(
+    ("flag", "told"),
+    [
+        ("--mode=trian", "--mode='trian': expected one of train, evaluate, inspect, "),
+        ("--workdr=x", "--workdr=x: no such flag; did you mean --workdir?"),
+        ("--lr=3", "no such flag; did you mean --config.optimizer.learning_rate?"),
+    ],
+)
+def test_a_mistyped_flag_is_told_with_the_right_one(prompt, flag, told):
+    assert_refused(prompt(BASE, flag), [told])
+
+
+def test_a_run_is_named_by_what_was_given(prompt, monkeypatch):
+    given = []
+    monkeypatch.setattr(inspect, "inspect", lambda *args: given.extend(args))
+    flags = ("--config.seed=3", "--config.data.weighting=uniform", "--mode=inspect")
+    status, told, _ = prompt("--config=configs/fast.py", "--workdir=auto", *flags)
+    assert status == 0
+    workdir = given[1]
+    assert re.fullmatch(r"runs/fast-seed_3-weighting_uniform-\d+", str(workdir))
+    assert f"\nworkdir: {workdir}\n" in told
+    assert not workdir.exists()
+
+
+def test_a_name_is_of_safe_letters_and_not_long():
+    changed = {"eval.baselines": ("runs/a b", "../\u00e9$?.zip"), "data.path": "/x/d/"}
+    assert run_name("base", changed) == "base-baselines_a-b-.zip-path_d"
+    assert len(run_name("base", dict.fromkeys("abcdefgh", 1.23456789012))) == 75
+
+
 @pytest.mark.parametrize(
     ("key", "typed", "found"),
     [
@@ -148,7 +234,7 @@ def test_epochs_are_above_0(prompt, tmp_path, dataset, epochs):
 def test_help_names_every_mode_and_every_key_in_80_columns(prompt):
     status, told, errors = prompt("--help")
     assert (status, errors) == (0, "")
-    assert max(map(len, told.splitlines())) <= 85  # a flag is not broken in two
+    assert max(map(len, told.splitlines())) <= 80
     for name in (*MODES, *flat(default_config())):
         assert name in told
     assert "Rows of the timestep table; at least data.max_ep_len." in told

@@ -14,6 +14,8 @@ from dt_jax.commands.evaluate import (
     environment_of,
 )
 from dt_jax.config import naming_keys
+from dt_jax.system.files import another
+from dt_jax.system.text import command, fit
 
 AT_ONCE = 16  # episodes that run together, which is what memory has to hold
 
@@ -36,7 +38,7 @@ def collect(config: ConfigDict, workdir: Path) -> None:
         raise ValueError(f"collect.episodes={episodes}: expected at least 1")
     path = workdir / "dataset"
     if path.exists():  # or it is said below a progress bar
-        raise ValueError(f"{path} exists already; choose another --workdir")
+        raise ValueError(f"{path} exists already; {another(workdir)}")
     actor = actor_of(
         "collect.actor",
         config.collect.actor,
@@ -55,6 +57,6 @@ def collect(config: ConfigDict, workdir: Path) -> None:
     truncated = record_episodes(
         path, environments, actor, num_episodes=episodes, seed=config.seed
     )
-    print(f"{path}: {episodes:,} episodes, {truncated:,} cut by a time limit")
-    print("\nNext:")
-    print(f"  python main.py --config configs/base.py --config.data.path={path}")
+    cut = f"{truncated:,} cut by a time limit"
+    print(fit(f"{episodes:,} episodes, {cut}, in {path}\n\nNext:"))
+    print(command(f"--config.data.path={path}"))

@@ -7,6 +7,8 @@ from ml_collections import ConfigDict
 
 from dt_jax.config import naming_keys
 from dt_jax.data.conversion import convert as convert_dataset
+from dt_jax.system.files import another
+from dt_jax.system.text import command, fit
 
 
 @naming_keys()
@@ -21,7 +23,7 @@ def convert(config: ConfigDict, workdir: Path) -> None:
     if not path:
         raise ValueError("data.path is empty; expected the dataset to convert")
     if folder.exists():  # or it is said below a progress bar
-        raise ValueError(f"{folder} exists already; choose another --workdir")
+        raise ValueError(f"{folder} exists already; {another(workdir)}")
     convert_dataset(Path(path), folder, split=config.data.split)
-    print(f"{path}: converted\n\nNext:")
-    print(f"  python main.py --config configs/base.py --config.data.path={folder}")
+    print(fit(f"{path}: converted\n\nNext:"))
+    print(command(f"--config.data.path={folder}"))

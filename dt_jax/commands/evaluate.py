@@ -35,6 +35,7 @@ from dt_jax.reporting.run_page import (
 )
 from dt_jax.reporting.style import to_png
 from dt_jax.system.files import read_json, write_json
+from dt_jax.system.text import fit
 from dt_jax.trading import backtest
 from dt_jax.trading.environment import TradingEnv
 from dt_jax.training.checkpoint import load_trained
@@ -57,7 +58,7 @@ def evaluate(config: ConfigDict, workdir: Path) -> dict:
     """
     found = act(config, workdir)
     write_run_page(workdir)
-    print(f"  {workdir / 'report' / 'index.html'}  all of it on one page")
+    print(fit(f"  {workdir / 'report' / 'index.html'}  all of it on one page"))
     return found
 
 
@@ -286,7 +287,7 @@ def _name_unused(environment):
 
 @functools.cache
 def _print_once(line):
-    print(line, flush=True)
+    print(fit(line), flush=True)
 
 
 def environment_of(config: ConfigDict) -> str:

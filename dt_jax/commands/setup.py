@@ -5,6 +5,10 @@ Everything that is built before the first update stands here, checked, without s
 """
 
 import math
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -13,7 +17,11 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from dt_jax.acting.environments import make_environments
-from dt_jax.commands.evaluate import environment_kwargs, environment_of
+from dt_jax.commands.evaluate import (
+    check_evaluation,
+    environment_kwargs,
+    environment_of,
+)
 from dt_jax.config import current_names, default_config, flatten
 from dt_jax.data.readers import load_trajectories
 from dt_jax.data.segments import SegmentSampler, action_scaling
@@ -25,8 +33,9 @@ from dt_jax.model.decision_transformer import (
 )
 from dt_jax.reporting.data_report import data_report, describe_data
 from dt_jax.system import distributed
-from dt_jax.system.files import locked, write_json
+from dt_jax.system.files import another, locked, replacing, scratch, write_json
 from dt_jax.system.process import compute_deterministically
+from dt_jax.system.text import check_choice
 from dt_jax.trading.simulation import simulated_episodes
 from dt_jax.training.checkpoint import load_trained
 from dt_jax.training.feed import (
@@ -93,8 +102,8 @@ class Setup:
 
     Raises:
       ValueError, FileNotFoundError: the config, the data or the weights to start from
-        are at fault; nothing has been written but the simulated market, or the data
-        where it had to be converted.
+        are at fault, or what is to be done after training (`check_evaluation`);
+        nothing has been written but the data where it had to be converted.
     """
 
     def __init__(self, config: ConfigDict, workdir: Path):
@@ -117,8 +126,8 @@ class Setup:
                 raise ValueError(
                     f"train.{key}={config.train[key]}: expected at least 1"
                 )
-        epochs, max_steps = config.train.num_train_epochs, config.train.max_steps
-        if max_steps <= 0 and not 0 < epochs < math.inf:
+        epochs = config.train.num_train_epochs
+        if config.train.max_steps <= 0 and not 0 < epochs < math.inf:
             raise ValueError(f"train.num_train_epochs={epochs}: expected above 0")
         seconds = config.distributed.heartbeat_seconds
         if seconds < 1:
@@ -126,8 +135,16 @@ class Setup:
                 f"distributed.heartbeat_seconds={seconds}: expected at least 1"
             )
         check_wandb(config.log.wandb)
-        path = data.path or _simulated_market(workdir)
-        with distributed.timed(f"reading {path}"):
+        with _dataset(data.path, workdir) as path:
+            self._read(path)
+            self._build()
+            # Refused here if at all: before anything is written.
+            self.placement()
+            check_evaluation(config, self.model, self.trajectories.about)
+
+    def _read(self, path):
+        data, workdir = self.config.data, self.workdir
+        with distributed.timed(f"reading {data.path or path.name}"):
             self.trajectories = load_trajectories(
                 path,
                 split=data.split,
@@ -137,6 +154,9 @@ class Setup:
                 discount=data.discount,
                 wait=False,  # values are checked while XLA compiles: see report_data
             )
+
+    def _build(self):
+        config, data = self.config, self.config.data
         training, held_out = self.trajectories.split(data.validation_fraction)
         make_sampler = partial(
             SegmentSampler,
@@ -164,23 +184,48 @@ class Setup:
         self.steps_per_epoch = math.ceil(
             training.num_trajectories / config.train.batch_size
         )
-        self.total_steps = (
-            max_steps if max_steps > 0 else math.ceil(epochs * self.steps_per_epoch)
+        self.total_steps = self._total_steps(config.train)
+        self.schedule = self._schedule(self.total_steps)
+        self.optimizer = make_optimizer(
+            total_steps=self.total_steps, **config.optimizer
         )
-        optimizer = config.optimizer
-        self.schedule = make_schedule(
-            total_steps=self.total_steps,
-            learning_rate=optimizer.learning_rate,
-            warmup_ratio=optimizer.warmup_ratio,
-            lr_scheduler_type=optimizer.lr_scheduler_type,
-        )
-        self.optimizer = make_optimizer(total_steps=self.total_steps, **optimizer)
         # Of `given`. It runs once: compiled without optimising, in half the time.
         self.first_state = jax.jit(
             self._first_state, compiler_options={"xla_backend_optimization_level": 0}
         )
-        # Refused here if at all: before anything is written.
-        self.placement()
+
+    def _total_steps(self, train: Mapping) -> int:
+        if train["max_steps"] > 0:
+            return train["max_steps"]
+        return math.ceil(train["num_train_epochs"] * self.steps_per_epoch)
+
+    def _schedule(self, total_steps):
+        optimizer = self.config.optimizer
+        return make_schedule(
+            total_steps=total_steps,
+            learning_rate=optimizer.learning_rate,
+            warmup_ratio=optimizer.warmup_ratio,
+            lr_scheduler_type=optimizer.lr_scheduler_type,
+        )
+
+    def describe_change(self, saved: Mapping, step: int) -> str:
+        """What another number of updates does to the schedule of a run; '' if nothing.
+
+        `saved`: the config with which it has come to `step`.
+        """
+        before = self._total_steps(current_names(saved)["train"])
+        if before == self.total_steps:
+            return ""
+        old = float(self._schedule(before)(step - 1))
+        new = float(self.schedule(step))
+        if old == new:
+            return ""
+        back = "back " if new > old else ""
+        return (
+            f"learning rate goes from {old:.2g} {back}to {new:.2g}: "
+            f"{before:,} -> {self.total_steps:,} updates\n"
+            f"to start afresh, {another(self.workdir)}"
+        )
 
     def _first_state(self, given: dict | None) -> TrainState:
         """Of the given weights, or when there are none of weights drawn by the seed."""
@@ -315,21 +360,20 @@ def check_same_run(setup: Setup, record: dict) -> None:
         if not is_free(key) and before.get(key) != now.get(key):
             raise ValueError(
                 f"{workdir} holds a run with {key}={before.get(key)}, but now "
-                f"{key}={now.get(key)}; choose another --workdir for a new run"
+                f"{key}={now.get(key)}; {another(workdir)}"
             )
     for key in ("state_dim", "act_dim"):
         if record["model"][key] != (found := getattr(setup.model, key)):
             raise ValueError(
                 f"{workdir} holds a run with {key}={record['model'][key]}, but "
-                f"data.path={path!r} has {key}={found}; choose another --workdir for a "
-                "new run"
+                f"data.path={path!r} has {key}={found}; {another(workdir)}"
             )
     fingerprint = setup.trajectories.fingerprint()
     if record["fingerprint"] != fingerprint:
         raise ValueError(
             f"{workdir} holds a run on data of fingerprint "
             f"{record['fingerprint']}, but data.path={path!r} has {fingerprint}; "
-            "choose another --workdir for a new run"
+            f"{another(workdir)}"
         )
 
 
@@ -338,11 +382,7 @@ def _action_bounds(config, trajectories):
 
     The environment's bounds, where it has some, made wider by what the data holds.
     """
-    if config.data.action_scaling not in ACTION_SCALINGS:
-        raise ValueError(
-            f"data.action_scaling={config.data.action_scaling!r}: expected "
-            f"{' or '.join(ACTION_SCALINGS)}"
-        )
+    check_choice("data.action_scaling", config.data.action_scaling, ACTION_SCALINGS)
     wanted = config.data.action_scaling == "auto" and config.model.action_tanh
     if not wanted or trajectories.action_sizes:
         return None
@@ -382,11 +422,20 @@ def _take_over(model, fields, source) -> DecisionTransformer:
     return model.clone(**{key: fields[key] for key in HF_ONLY_FIELDS})
 
 
-def _simulated_market(workdir: Path) -> Path:
-    """The embedded dataset, made the first time it is asked for."""
-    path = workdir / SIMULATED_MARKET
-    if not path.exists():
-        print(f"no data.path: simulating a market in {path}", flush=True)
-        with locked(workdir):
-            save_trajectories(path, simulated_episodes())
-    return path
+@contextmanager
+def _dataset(path: str, workdir: Path) -> Iterator[str | Path]:
+    """The folder of the data; without a path, of the embedded dataset in the workdir.
+
+    Made the first time it is asked for, it is put there once the block has ended well.
+    """
+    market = workdir / SIMULATED_MARKET
+    if path or market.exists():
+        yield path or market
+        return
+    folder = Path(tempfile.mkdtemp())
+    with scratch(folder):
+        with distributed.timed("no data.path: simulating a market"):
+            save_trajectories(folder / SIMULATED_MARKET, simulated_episodes())
+        yield folder / SIMULATED_MARKET
+        with locked(workdir), replacing(market) as unfinished:
+            shutil.copytree(folder / SIMULATED_MARKET, unfinished, dirs_exist_ok=True)

@@ -12,6 +12,7 @@ import sys
 import time
 from contextlib import ExitStack, closing
 from datetime import datetime
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -22,15 +23,14 @@ from ml_collections import ConfigDict
 import dt_jax
 from dt_jax.commands.evaluate import (
     act,
-    check_evaluation,
     environment_of,
     track,
     with_known_environment,
 )
 from dt_jax.commands.setup import Setup, check_same_start
-from dt_jax.config import flatten, naming_keys
+from dt_jax.config import current_names, flatten, naming_keys
 from dt_jax.reporting.run_page import write_run_page
-from dt_jax.reporting.run_summary import describe_run
+from dt_jax.reporting.run_summary import describe_complete, describe_run
 from dt_jax.system import distributed
 from dt_jax.system.files import locked, read_json, write_json
 from dt_jax.training.checkpoint import Checkpoints, unflatten
@@ -67,12 +67,8 @@ def train(config: ConfigDict, workdir: Path) -> None:
 
 
 def _train(config, workdir):
-    def prepare():
-        setup = Setup(config, workdir)
-        check_evaluation(config, setup.model, setup.trajectories.about)
-        return setup
-
-    setup, checkpoints, checkpoint = distributed.first_then_rest(prepare), None, None
+    setup = distributed.first_then_rest(partial(Setup, config, workdir))
+    checkpoints = checkpoint = None
     check_same_start(setup)
     with ExitStack() as stack:
         with distributed.raise_everywhere():
@@ -89,15 +85,15 @@ def _train(config, workdir):
             if step >= setup.total_steps and distributed.broadcast(
                 _is_concluded(workdir, setup.total_steps)
             ):
-                distributed.print_once(
-                    f"{workdir}: complete at update {step:,}, nothing to do"
-                )
+                _describe_complete(config, workdir, checkpoint)
                 return
             if checkpoints:
                 checkpoints.set_aside_after(step)
             expected = setup.first_state.eval_shape(setup.given)
             state = unflatten({"state": expected}, checkpoint.arrays)["state"]
-            distributed.print_once(f"{workdir}: going on from update {step:,}")
+            distributed.print_once(f"going on from update {step:,} in {workdir}")
+            if change := setup.describe_change(checkpoint.record["config"], step):
+                distributed.print_once(change)
         else:
             state = setup.first_state(setup.given)
         placement = distributed.broadcast(setup.placement())
@@ -112,6 +108,15 @@ def _train(config, workdir):
             write_json(workdir / "run.json", _start(setup, state, step))
         with naming_memory(placement.name):
             _update(setup, feed, call, state, metrics, checkpoints)
+
+
+def _describe_complete(config, workdir, checkpoint):
+    """In the first process; an environment that is newly given calls for evaluate."""
+    given = config.eval.environment
+    if given == current_names(checkpoint.record["config"])["eval"]["environment"]:
+        given = "" if environment_of(config) else "YOUR_ENVIRONMENT"
+    if jax.process_index() == 0:
+        print(describe_complete(workdir, checkpoint.step, environment=given))
 
 
 def _compile(setup, placement, state, step):

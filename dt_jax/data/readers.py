@@ -20,6 +20,7 @@ from dt_jax.data.conversion import mapped_folder
 from dt_jax.data.episodes import STATISTICS, STRUCT, Columns, count_steps, name_columns
 from dt_jax.data.scan import is_finite
 from dt_jax.data.trajectories import Trajectories
+from dt_jax.system.text import check_choice
 
 if TYPE_CHECKING:
     import datasets
@@ -61,8 +62,7 @@ def load_trajectories(
       FileNotFoundError: there is no dataset at `path`.
       ValueError: a column is missing, of another type, or holds faulty values.
     """
-    if statistics not in ("stored", "computed"):
-        raise ValueError(f"statistics={statistics}: expected stored or computed")
+    check_choice("statistics", statistics, ("stored", "computed"))
     given = path
     if isinstance(path, str | os.PathLike):
         given = Path(path).expanduser()

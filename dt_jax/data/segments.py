@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from dt_jax.data.trajectories import Trajectories
+from dt_jax.system.text import check_choice
 
 ACTION_PADDING = -10.0  # what HF's collator puts there; everything else pads with 0
 WEIGHTINGS = ("length", "uniform")
@@ -108,10 +109,7 @@ class SegmentSampler:
                 raise ValueError(f"{key}={value}: expected at least 1")
         if not 0 < return_scale < np.inf:
             raise ValueError(f"return_scale={return_scale}: expected above 0")
-        if weighting not in WEIGHTINGS:
-            raise ValueError(
-                f"weighting={weighting!r}: expected {' or '.join(WEIGHTINGS)}"
-            )
+        check_choice("weighting", weighting, WEIGHTINGS)
         if not 0 <= seed < 2**32:
             raise ValueError(f"seed={seed}: expected 0 to 2**32 - 1")
         self.trajectories = trajectories

@@ -24,6 +24,9 @@ from dt_jax.model.layers import (
     kept,
     layer_norm,
 )
+from dt_jax.system.text import check_choice
+
+DTYPES = ("float32", "bfloat16", "float16")  # what layers can compute in
 
 
 class Prediction(NamedTuple):
@@ -98,16 +101,8 @@ class DecisionTransformer(nn.Module):
                 f"hidden_size={self.hidden_size} is not a multiple of "
                 f"n_head={self.n_head}"
             )
-        if self.activation_function not in ACTIVATIONS:
-            raise ValueError(
-                f"activation_function={self.activation_function!r} is unknown; "
-                f"expected one of {', '.join(ACTIVATIONS)}"
-            )
-        if self.dtype not in ("float32", "bfloat16", "float16"):
-            raise ValueError(
-                f"dtype={self.dtype!r} is unknown; "
-                "expected float32, bfloat16 or float16"
-            )
+        check_choice("activation_function", self.activation_function, ACTIVATIONS)
+        check_choice("dtype", self.dtype, DTYPES)
 
     def __repr__(self) -> str:
         names = ("state_dim", "act_dim", "hidden_size", "n_layer", "n_head")

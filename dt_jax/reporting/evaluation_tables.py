@@ -12,11 +12,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from dt_jax.system.text import WIDTH, fit
 from dt_jax.trading.backtest import BUSINESS_DAYS, Curves, drawdown, figures
 
 RANDOM = "random actions"  # the actor whose mean return is normalised to 0
 WEAK_RANK = 0.5  # targets that steer less than this hardly steer
-WIDTH = 88
 MOST_DAYS = 300  # of the curves of accounts
 YEARS = {365: "365 days", 252: "252 business days", 52: "52 weeks", 12: "12 months"}
 
@@ -222,7 +222,7 @@ def evaluation_scalars(report: dict) -> dict[str, float]:
 
 
 def describe_evaluation(report: dict) -> str:
-    """The tables with their notes, at most 88 columns wide, then the warnings."""
+    """The tables with their notes, at most 80 columns wide, then the warnings."""
     lines = [
         f"Evaluation: {report['environment']}, update {report['step']:,}, "
         f"{report['episodes']} episodes each from seed {report['first_seed']}"
@@ -230,7 +230,8 @@ def describe_evaluation(report: dict) -> str:
     for table in evaluation_tables(report):
         found = [*_aligned([table.header, *table.rows]), *table.notes]
         lines += [*(f"  {line}" for line in found), ""]
-    return "\n".join([*lines[:-1], *(f"  warning: {w}" for w in report["warnings"])])
+    lines = [*lines[:-1], *(f"  warning: {w}" for w in report["warnings"])]
+    return fit("\n".join(lines))
 
 
 def evaluation_tables(report: dict) -> list[Table]:
@@ -244,7 +245,7 @@ def _return_table(report):
         (
             actor["name"],
             (actor["mean"], actor["std"], min(actor["returns"]), max(actor["returns"])),
-            "-" if actor["normalized"] is None else f"{actor['normalized']:.1f}",
+            _cell(actor["normalized"], ".1f"),
             f"{np.mean(actor['lengths']):.0f}",
         )
         for actor in report["actors"]
@@ -253,7 +254,8 @@ def _return_table(report):
     rows.append(("training data", data, "", ""))
     # As many decimals for all as give the largest number four digits.
     largest = max(abs(number) for _, numbers, *_ in rows for number in numbers) or 1.0
-    show = f"{{:,.{max(0, 3 - math.floor(math.log10(largest)))}f}}".format
+    digits = max(0, 3 - math.floor(math.log10(largest)))
+    show = (f"{{:,.{digits}f}}" if largest < 1e7 else "{:.3e}").format
     low, high = (show(report["reference"][key]) for key in ("low", "high"))
     notes = [
         f"normalised: 0 is a return of {low}, 100 one of {high}"
@@ -306,18 +308,23 @@ def _account_table(report):
 def _cell(value, form):
     if value is None:
         return "-"
-    return format(value, form if abs(value) < 1e6 else "+.1e")
+    text = format(value, form)
+    return text if len(text) < 12 else f"{value:.1e}"
 
 
 def _aligned(rows):
-    """Lines of equal width; the first column gets what room the others leave."""
+    """Lines whose cells stand below each other; a name too long has a line alone."""
     first, *columns = zip(*rows, strict=True)
     widths = [max(map(len, column)) + 2 for column in columns]
     room = min(max(map(len, first)), WIDTH - 2 - sum(widths))
-    return [
-        (name[:room].ljust(room) + "".join(map(str.rjust, cells, widths))).rstrip()
-        for name, *cells in rows
-    ]
+    lines = []
+    for name, *cells in rows:
+        if len(name) > room:
+            lines.append(name)
+            name = ""
+        line = name.ljust(room) + "".join(map(str.rjust, cells, widths))
+        lines.append(line.rstrip())
+    return lines
 
 
 def _number(value):

@@ -2,8 +2,11 @@
 """What the prompt shows when a run is finished."""
 
 import os
-import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+
+from dt_jax.system.files import free_folder
+from dt_jax.system.text import WIDTH, command, fit
 
 
 def describe_run(
@@ -47,40 +50,74 @@ def describe_run(
         "config.json": "the whole config",
     }
     width = max(map(len, files))
+    steps = summary["train_steps_per_second"], summary["train_samples_per_second"]
     listing = "\n".join(f"  {name:{width}}  {text}" for name, text in files.items())
-    return f"""\
+    text = f"""\
 Done: {summary["global_step"]:,} updates in {summary["train_runtime"]:.0f} s, \
-{summary["train_steps_per_second"]:.2f} a second, \
-{summary["train_samples_per_second"]:.0f} segments a second
+{steps[0]:.2f} a second, {steps[1]:.0f} segments a second
 Loss: {last_loss:.4g} at the end, {summary["train_loss"]:.4g} on average{errors}
 
 In {workdir}:
 {listing}
 
-Next:
-{_next(workdir, data_path, target)}"""
+Next:"""
+    return f"{fit(text)}\n{_next(workdir, data_path, target)}"
+
+
+def describe_complete(
+    workdir: str | os.PathLike, step: int, *, environment: str
+) -> str:
+    """What is said of a run that has made all its updates, and what can be done.
+
+    `environment`: what an evaluation has to be told; '' where the run has its own.
+    """
+    here = f"--workdir {workdir}"
+    evaluate = ["--mode=evaluate", here]
+    if environment:
+        evaluate.append(f"--config.eval.environment={environment}")
+    ways = {
+        "let it act": evaluate,
+        "for Hugging Face's transformers": ["--mode=export", here],
+        "its page anew": ["--mode=report", here],
+    }
+    return "\n".join(
+        [
+            fit(f"complete at update {step:,}, nothing to do in {workdir}"),
+            "You can:",
+            *_commands(ways),
+            "  # more updates, or a new run: the same command with",
+            f"  --config.train.max_steps={2 * step}",
+            f"  --workdir {free_folder(Path(workdir))}",
+        ]
+    )
 
 
 def _next(workdir, data_path, target):
-    program = "dt-jax" if Path(sys.argv[0]).name == "dt-jax" else "python main.py"
-    steps = {
-        f"--mode=export --workdir {workdir}": "for Hugging Face's transformers",
-    }
+    here = f"--workdir {workdir}"
+    ways = {"for Hugging Face's transformers": ["--mode=export", here]}
     if target is None:
-        evaluate = f"--mode=evaluate --workdir {workdir} \\\n    "
         environment = "--config.eval.environment=YOUR_ENVIRONMENT"
-        steps = {evaluate + environment: "let it act"} | steps
+        ways = {"let it act": ["--mode=evaluate", here, environment]} | ways
     if not data_path:
-        steps = {"--config.data.path=YOUR_DATASET": "train on your data"} | steps
-    lines = []
-    for arguments, what in steps.items():
-        lines += [f"  # {what}", f"  {program} {arguments}"]
+        ways = {"train on your data": ["--config.data.path=YOUR_DATASET"]} | ways
     return "\n".join(
         [
-            *lines,
+            *_commands(ways),
             "  # act in Python",
-            f"  policy = dt_jax.Policy.load({str(workdir)!r})",
+            _load(workdir),
             f"  policy.reset({'YOUR_TARGET' if target is None else f'{target:.6g}'})",
             "  action = policy.act(state)",
         ]
     )
+
+
+def _load(workdir):
+    begin, end = "  policy = dt_jax.Policy.load(", ")"
+    line = f"{begin}{str(workdir)!r}{end}"
+    return line if len(line) <= WIDTH else f"{begin}\n      {str(workdir)!r}\n  {end}"
+
+
+def _commands(ways: Mapping[str, list[str]]) -> Iterator[str]:
+    for what, arguments in ways.items():
+        yield f"  # {what}"
+        yield command(*arguments)

@@ -22,6 +22,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from dt_jax.system.text import WIDTH, fit, shorten
+
 LOST = 4  # the exit status when another process has died or did not come
 LOST_SIGNS = "Gloo|NCCL|UNAVAILABLE"  # in the error of a process that waits for it
 MESSAGE_BYTES = 1000  # of an error that is sent to all
@@ -269,23 +271,44 @@ def heartbeat(seconds: int, reached: Callable[[], int]):
 
 
 def print_once(text: str) -> None:
-    """Print in the first process alone."""
+    """Print in the first process alone, in lines of at most 80 columns."""
     if jax.process_index() == 0:
-        print(text, flush=True)
+        print(fit(text), flush=True)
 
 
 @contextmanager
 def timed(what: str):
-    """Print what is waited for, then the seconds that it took; in the first process."""
-    told = jax.process_index() == 0
-    if told:
-        print(f"{what} ...", end="", flush=True)
-    start = time.perf_counter()
+    """Print what is waited for, then the seconds that it took; in the first process.
+
+    On a terminal they are counted meanwhile, in one line that is written anew.
+    """
+    if jax.process_index():
+        yield
+        return
+    what = shorten(what, WIDTH - len(": 100000.0 s"))
+    live, ended, start = sys.stdout.isatty(), threading.Event(), time.perf_counter()
+
+    def show(digits, end=""):
+        seconds = f"{time.perf_counter() - start:.{digits}f} s"
+        print(f"\r{what}: {seconds}" if live else seconds, end=end, flush=True)
+
+    def count():
+        show(0)
+        while not ended.wait(1.0):
+            show(0)
+
+    if live:
+        thread = threading.Thread(target=count, name="seconds", daemon=True)
+        thread.start()
+    else:
+        print(f"{what}: ", end="", flush=True)
     try:
         yield
     finally:
-        if told:
-            print(f" {time.perf_counter() - start:.1f} s", flush=True)
+        ended.set()
+        if live:
+            thread.join()
+        show(1, "\n")
 
 
 def leave() -> bool:

@@ -5,8 +5,10 @@ Also JSON objects in files, and the lock that keeps a second run out of a workdi
 """
 
 import fcntl
+import itertools
 import json
 import os
+import re
 import shutil
 import socket
 from collections.abc import Iterator
@@ -55,7 +57,7 @@ def locked(workdir: Path) -> Iterator[None]:
             file.seek(0)
             raise ValueError(
                 f"{workdir} is in use by process {file.read()}; wait for its end, or "
-                "choose another --workdir"
+                f"{another(workdir)}"
             ) from None
         except OSError as error:
             logging.warning("no lock on %s (%s): start no second run", workdir, error)
@@ -65,6 +67,20 @@ def locked(workdir: Path) -> Iterator[None]:
         print(os.getpid(), "on", socket.gethostname(), end="", file=file, flush=True)
         with scratch(path):
             yield
+
+
+def free_folder(path: Path) -> Path:
+    """The first of `path`-1, `path`-2, ... that does not exist."""
+    numbered = (path.with_name(f"{path.name}-{n}") for n in itertools.count(1))
+    return next(folder for folder in numbered if not folder.exists())
+
+
+def another(workdir: Path) -> str:
+    """What to do where a workdir is taken: choose another one, which is named."""
+    # 1e-5 ends in no number of a run.
+    name = re.sub(r"(?<!\de)-\d+$", "", workdir.name)
+    free = free_folder(workdir.with_name(name))
+    return f"choose another --workdir, such as {free}"
 
 
 def read_json(file: Path) -> dict:

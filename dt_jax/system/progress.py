@@ -7,8 +7,10 @@ from contextlib import suppress
 
 from tqdm.auto import tqdm
 
+from dt_jax.system.text import fit
+
 SECONDS = 30.0  # between two lines in a log, at most, while anything moves
-LINE = "{desc}: {n_fmt} of {total_fmt}{postfix}, {rate_noinv_fmt}, {remaining} left"
+LINE = "{desc}: {n_fmt}/{total_fmt}{postfix}, {rate_noinv_fmt}, {remaining} left"
 LINE_WITHOUT_END = "{desc}: {n_fmt}{unit}{postfix}, {rate_noinv_fmt}"
 
 
@@ -20,9 +22,10 @@ def progress(*args, **options) -> tqdm:
     """
     if is_live():
         return tqdm(*args, mininterval=0.1, **options)
-    line = LINE if options.get("total") else LINE_WITHOUT_END
-    how = {"mininterval": SECONDS, "miniters": 1, "bar_format": line}
-    return tqdm(*args, file=_Lines(), **how, **options)
+    how = {"mininterval": SECONDS, "miniters": 1, "bar_format": LINE_WITHOUT_END}
+    if options.get("total"):
+        how |= {"bar_format": LINE, "unit": ""}  # for which there is no room
+    return tqdm(*args, file=_Lines(), **options | how)
 
 
 def is_live() -> bool:
@@ -39,9 +42,9 @@ class _Lines:
     def write(self, text):
         text = " ".join(text.split())
         # A bar says 0 as it begins.
-        if text and text != self._last and ": 0" not in text.partition(" of ")[0]:
+        if text and text != self._last and ": 0/" not in text and ": 0 " not in text:
             with suppress(OSError):  # a log that is full ends no run
-                sys.stderr.write(f"{time.strftime('%H:%M:%S')} {text}\n")
+                sys.stderr.write(fit(f"{time.strftime('%H:%M:%S')} {text}") + "\n")
         self._last = text or self._last
 
     def flush(self):

@@ -25,6 +25,7 @@ import xxhash
 from absl import logging
 
 from dt_jax.model.hf_weights import import_hf, import_normalization
+from dt_jax.system.files import another
 
 OS_ERROR = r"os_error_code='(\d+)'"  # how tensorstore tells of the system's errors
 
@@ -176,7 +177,7 @@ class Checkpoints:
             raise ValueError(
                 f"{self._folder}: none of the checkpoints {sorted(damaged)} is good "
                 f"({max(damaged)}: {damaged[max(damaged)]}); delete the folder to "
-                "start again, or choose another --workdir"
+                f"start again, or {another(self._folder.parent)}"
             )
         return None
 

@@ -21,6 +21,7 @@ from jax.experimental.layout import Format, Layout
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 
 from dt_jax.data.segments import ACTION_PADDING, Batch, SegmentSampler, normalize
+from dt_jax.system.text import check_choice
 
 PLACEMENTS = ("auto", "host", "device")
 STORE_DTYPES = ("float32", "bfloat16")
@@ -234,10 +235,7 @@ def memory_plan(
     Raises:
       ValueError: the batch does not divide by the devices, or no such `store_dtype`.
     """
-    if store_dtype not in STORE_DTYPES:
-        raise ValueError(
-            f"store_dtype={store_dtype!r}: expected {' or '.join(STORE_DTYPES)}"
-        )
+    check_choice("store_dtype", store_dtype, STORE_DTYPES)
     trajectories = sampler.trajectories
     num_rows, state_dim = trajectories.states.shape
     action_width = trajectories.actions.shape[1]
@@ -271,10 +269,7 @@ def choose_placement(placement: str, plan: dict) -> Placement:
     Raises:
       ValueError: no such `placement`, or the store on the device exceeds its memory.
     """
-    if placement not in PLACEMENTS:
-        raise ValueError(
-            f"placement={placement!r}: expected one of {', '.join(PLACEMENTS)}"
-        )
+    check_choice("placement", placement, PLACEMENTS)
     limit, needed = _memory_limit(), plan["device"]["device_bytes"]
     if placement == "device" and limit and needed > limit:
         raise ValueError(

@@ -198,7 +198,7 @@ class MetricWriter:
 
     def progress(self, now: dict) -> None:
         """Move the bar to `step`; `loss` and `learning_rate` stand beside it."""
-        shown = {"loss": "loss {:.4g}", "learning_rate": "learning rate {:.3g}"}
+        shown = {"loss": "loss {:.4g}", "learning_rate": "lr {:.3g}"}
         texts = [text.format(now[key]) for key, text in shown.items() if key in now]
         self._bar.set_postfix_str(", ".join(texts), refresh=False)
         self._bar.update(now["step"] - self._bar.n)

@@ -12,6 +12,8 @@ import jax.numpy as jnp
 import optax
 from jax.flatten_util import ravel_pytree
 
+from dt_jax.system.text import check_choice
+
 # No loss of ours reads these, so torch skips them: no update and no decay.
 UNTRAINED = ("predict_state", "predict_return", "encoder.wte")
 DECAYED = ("kernel", "embedding")
@@ -91,19 +93,15 @@ def make_schedule(
         raise ValueError(f"warmup_ratio={warmup_ratio}: expected 0 to 1")
     warmup_steps = math.ceil(total_steps * warmup_ratio)
     decay_steps = max(1, total_steps - warmup_steps)
+    check_choice("lr_scheduler_type", lr_scheduler_type, SCHEDULES)
     if lr_scheduler_type == "constant":
         return optax.constant_schedule(learning_rate)
     if lr_scheduler_type == "linear":
         after = optax.linear_schedule(learning_rate, 0.0, decay_steps)
     elif lr_scheduler_type == "cosine":
         after = optax.cosine_decay_schedule(learning_rate, decay_steps)
-    elif lr_scheduler_type == "constant_with_warmup":
-        after = optax.constant_schedule(learning_rate)
     else:
-        raise ValueError(
-            f"lr_scheduler_type={lr_scheduler_type!r}: "
-            f"expected one of {', '.join(SCHEDULES)}"
-        )
+        after = optax.constant_schedule(learning_rate)
     if not warmup_steps:
         return after
     warmup = optax.linear_schedule(0.0, learning_rate, warmup_steps)

@@ -417,7 +417,18 @@ def test_a_second_run_in_the_workdir_is_refused(copy, dataset):
 def test_a_complete_run_started_again_changes_nothing(copy, dataset, capsys):
     before = files_of(copy)
     train(make_config(dataset), copy)
-    assert f"complete at update {UPDATES}" in capsys.readouterr().out
+    told = re.sub(r" \\\n", " ", capsys.readouterr().out).replace("\\\n", "")
+    told = " ".join(told.split())  # a long path breaks the lines
+    assert f"complete at update {UPDATES}, nothing to do in {copy} You can:" in told
+    for way in (
+        f"--mode=evaluate --workdir {copy}",
+        "--config.eval.environment=YOUR_ENVIRONMENT",
+        f"--mode=export --workdir {copy}",
+        f"--mode=report --workdir {copy}",
+        f"--config.train.max_steps={2 * UPDATES}",
+        f"--workdir {copy}-1",
+    ):
+        assert way in told
     assert files_of(copy) == before
 
 
@@ -445,8 +456,14 @@ def test_a_longer_run_ended_before_its_page_is_concluded(copy, dataset, monkeypa
     assert [start["step"] for start in run["starts"]] == [0, UPDATES, UPDATES + 6]
 
 
-def test_a_longer_run_goes_on(complete, copy, dataset):
+def test_a_longer_run_goes_on(complete, copy, dataset, capsys):
     train(make_config(dataset, **{"train.max_steps": UPDATES + 5}), copy)
+    # Linear to 0: after 4 of 36 updates 1/32 a step, after 5 of 41 1/36.
+    assert (
+        f"learning rate goes from {0.01 / 32:.2g} back to {0.01 * 5 / 36:.2g}: "
+        f"{UPDATES} -> {UPDATES + 5} updates\n"
+        "to start afresh, choose another --workdir, such"
+    ) in capsys.readouterr().out
     records = records_of(copy)
     assert [record["step"] for record in records] == list(range(1, UPDATES + 6))
     assert records[:UPDATES] == records_of(complete)
@@ -530,7 +547,7 @@ def test_logging_saving_placement_and_evaluation_may_change(copy, dataset, capsy
         "distributed.heartbeat_seconds": 7,
     }
     train(make_config(dataset, **changes), copy)
-    assert f"going on from update {UPDATES}\n" in capsys.readouterr().out
+    assert f"going on from update {UPDATES} in" in capsys.readouterr().out
     assert arrays_of(copy)[0] == UPDATES + 4
     # Not tried here: the data elsewhere, another environment, a package we lack.
     others = {"data.path", "eval.environment", "log.wandb"}

@@ -156,5 +156,5 @@ def test_our_own_market_fits(tmp_path):
 
 
 def test_other_words_are_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"^statistics=mine: expected stored or c"):
+    with pytest.raises(ValueError, match=r"^statistics='mine': expected stored or c"):
         load_trajectories(tmp_path, statistics="mine")

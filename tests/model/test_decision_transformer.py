@@ -416,11 +416,11 @@ def test_the_gradient_of_attention_is_the_one_jax_derives():
         ),
         (
             {"activation_function": "prelu"},
-            "activation_function='prelu' is unknown; expected one of gelu, ",
+            "activation_function='prelu': expected one of gelu, ",
         ),
         (
             {"dtype": "int8"},
-            "dtype='int8' is unknown; expected float32, bfloat16 or float16",
+            "dtype='int8': expected one of float32, bfloat16, float16",
         ),
     ],
 )

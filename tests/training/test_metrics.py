@@ -186,12 +186,12 @@ def test_a_log_gets_a_line_for_each_record_and_every_half_minute(
     around = re.compile(r"^\d\d:\d\d:\d\d training: |, [^,]+, [^,]+$")
     found = [around.sub("", line) for line in lines]
     assert found == [
-        "5 of 20, loss 0.5, learning rate 0.0001",
-        "8 of 20, loss 0.25, learning rate 9e-05",
-        "20 of 20, loss 0.125, learning rate 0",
-        "20 of 20, loss 0.125, learning rate 0",  # with the rate of the whole
+        "5/20, loss 0.5, lr 0.0001",
+        "8/20, loss 0.25, lr 9e-05",
+        "20/20, loss 0.125, lr 0",
+        "20/20, loss 0.125, lr 0",  # with the rate of the whole
     ]
-    assert all(line.endswith(" left") and "updates/s, " in line for line in lines[1:])
+    assert all(line.endswith(" left") and "/s, " in line for line in lines[1:])
 
 
 def test_a_logging_interval_below_one_is_named():
