@@ -2,6 +2,7 @@
 """The prompt: flags, and the choice of a command. `dt-jax` and main.py start here."""
 
 import importlib
+import os
 import sys
 import time
 from pathlib import Path
@@ -55,8 +56,7 @@ def _run(argv) -> int:
     from dt_jax import config, prompt
 
     if len(argv) < 2 or {"-h", "-help", "--help"} & set(argv):
-        print(HELP + prompt.describe_keys())
-        return 0
+        return _show(HELP + prompt.describe_keys())
     mode_flag = flags.DEFINE_enum("mode", "train", MODES, "")
     workdir_flag = flags.DEFINE_string("workdir", None, "")
     try:
@@ -92,6 +92,14 @@ def _run(argv) -> int:
         return _command(mode, checked, workdir, auto)
     except (ValueError, OSError) as error:
         return _refuse(error)
+
+
+def _show(text) -> int:
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:  # of `| head`, which has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
 
 
 def _take_config(argv):

@@ -28,6 +28,7 @@ LONG = Path("/home/somebody/markets/runs/base-learning_rate_0.0003")
 NAME = "a_package.with_a_module:a_callable_whose_name_is_quite_long"
 LEVELS = ("min", "10 %", "median", "90 %", "max")
 QUANTILES = dict(zip(LEVELS, (-1.23456e-12, -9.87654e10, 1e-5, 1e9, 3e11), strict=True))
+LAST = {"loss": 1.2e-7, "accuracy": 1.0}
 SUMMARY = {
     "global_step": 1_234_567_890,
     "train_runtime": 9876543.2,
@@ -121,10 +122,14 @@ SCREENS = {
     "small returns": lambda: print(describe_evaluation(evaluation(1e-9))),
     "evaluate": lambda: evaluate.evaluate(default_config(), LONG),
     "the end": lambda: print(
-        describe_run(LONG, SUMMARY, 1.2e-7, held_out(1.2e-7), data_path="", target=None)
+        describe_run(
+            LONG, SUMMARY, {"loss": 1.2e-7}, held_out(1.2e-7), data_path="", target=None
+        )
     ),
     "the end, evaluated": lambda: print(
-        describe_run(LONG, SUMMARY, 1.2e-7, None, data_path="x", target=-1.23456e12)
+        describe_run(
+            LONG, SUMMARY, {"loss": 1.2e-7}, None, data_path="x", target=-1.23456e12
+        )
     ),
     "nothing to do": lambda: print(
         describe_complete(LONG, 1_234_567_890, environment=NAME)

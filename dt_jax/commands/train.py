@@ -209,10 +209,10 @@ def _conclude(setup, metrics, state, held_out) -> None:
         track(setup.config, workdir, metrics.step)
     write_run_page(workdir)
     write_json(workdir / "summary.json", summary)  # the last: all is written
-    last_loss = read_metrics(workdir / "metrics.jsonl")[-1]["loss"]
+    last = read_metrics(workdir / "metrics.jsonl")[-1]
     path = setup.config.data.path
     where = {"data_path": path, "target": target}
-    print(describe_run(workdir, summary, last_loss, errors, **where))
+    print(describe_run(workdir, summary, last, errors, **where))
 
 
 def _is_concluded(workdir, total_steps) -> bool:

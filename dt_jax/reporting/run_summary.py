@@ -12,7 +12,7 @@ from dt_jax.system.text import WIDTH, command, fit
 def describe_run(
     workdir: str | os.PathLike,
     summary: dict,
-    last_loss: float,
+    last: Mapping[str, float],
     held_out: dict | None,
     *,
     data_path: str,
@@ -21,11 +21,14 @@ def describe_run(
     """A finished run as text: its figures, where everything lies, what to do next.
 
     Args:
+      last: the last record.
       held_out: what `HeldOut.evaluate` says, None when no data is held out.
       data_path: of the user's data, '' for the simulated market.
       target: the largest return that the evaluation aimed at; None: there was none.
     """
     errors, pictures = "", {}
+    if "accuracy" in last:
+        errors = f"\nAccuracy: {last['accuracy']:.1%} at the end"
     if held_out:
         pictures = {
             "report/held_out.json": "the errors on held-out data",
@@ -35,7 +38,7 @@ def describe_run(
             name, kind, found = "accuracy", "most frequent", held_out["accuracy"]
         else:
             name, kind, found = "mean squared error", "mean", held_out["mse"]
-        errors = (
+        errors += (
             f"\nHeld-out data: {name} {found:.4g}\n  beside {constant:.4g} of the "
             f"{kind} action, {previous:.4g} of the previous one"
         )
@@ -55,7 +58,7 @@ def describe_run(
     text = f"""\
 Done: {summary["global_step"]:,} updates in {summary["train_runtime"]:.0f} s, \
 {steps[0]:.2f} a second, {steps[1]:.0f} segments a second
-Loss: {last_loss:.4g} at the end, {summary["train_loss"]:.4g} on average{errors}
+Loss: {last["loss"]:.4g} at the end, {summary["train_loss"]:.4g} on average{errors}
 
 In {workdir}:
 {listing}

@@ -5,6 +5,7 @@ import pytest
 
 from dt_jax.reporting.run_summary import describe_run
 
+LAST = {"loss": 0.25}
 SUMMARY = {
     "global_step": 1_234_567,
     "train_runtime": 98765.4,
@@ -29,7 +30,7 @@ def test_what_comes_next_depends_on_the_run(
 ):
     where = {"data_path": data_path, "target": target}
     monkeypatch.setattr("sys.argv", ["main.py"])
-    text = describe_run("runs/base", SUMMARY, 0.25, held_out, **where)
+    text = describe_run("runs/base", SUMMARY, LAST, held_out, **where)
     assert max(map(len, text.splitlines())) <= 80
     assert text.count("report/index.html") == 1
     assert ("beside 0.2 of the mean action" in text) == (held_out is not None)
@@ -38,6 +39,6 @@ def test_what_comes_next_depends_on_the_run(
     assert [words[2] for words in commands] == expected
     assert ("policy.reset(1500)" in after) == (target is not None)
     monkeypatch.setattr("sys.argv", ["/somewhere/bin/dt-jax"])
-    text = describe_run("runs/base", SUMMARY, 0.25, held_out, **where)
+    text = describe_run("runs/base", SUMMARY, LAST, held_out, **where)
     assert "  dt-jax --mode=export --workdir runs/base\n" in text
     assert "python main.py" not in text
