@@ -2,15 +2,17 @@
 """Every screen fits 80 columns, however long the names and large the numbers in it."""
 
 import io
+import os
 import re
 import sys
 import threading
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from dt_jax.commands import collect, evaluate
+from dt_jax.commands import collect, evaluate, export, report
 from dt_jax.config import default_config
 from dt_jax.reporting.data_report import describe_data
 from dt_jax.reporting.evaluation_tables import (
@@ -23,6 +25,7 @@ from dt_jax.reporting.run_summary import describe_complete, describe_run
 from dt_jax.system import distributed
 from dt_jax.system.progress import progress
 from dt_jax.training import metrics
+from dt_jax.training.checkpoint import Trained
 
 LONG = Path("/home/somebody/markets/runs/base-learning_rate_0.0003")
 NAME = "a_package.with_a_module:a_callable_whose_name_is_quite_long"
@@ -115,6 +118,8 @@ def wait():
         pass
 
 
+TRAINED = Trained({}, {}, {"return_scale": 1.0}, 1_234_567)
+NOWHERE = nullcontext(Path(os.devnull))
 SCREENS = {
     "data": lambda: print(describe_data(DATA)),
     "evaluation": lambda: print(describe_evaluation(evaluation(1.0))),
@@ -139,6 +144,9 @@ SCREENS = {
         "goes on from there"
     ),
     "collect": collected,
+    "export": lambda: export.export(default_config(), LONG),
+    "report": lambda: report.report(default_config(), LONG),
+    "report of many": lambda: report.report(default_config(), LONG.parent),
     "log": log,
     "wait": wait,
 }
@@ -150,9 +158,13 @@ def test_every_screen_fits_80_columns(monkeypatch, capsys, name):
         (collect, {"actor_of": None, "check_environment": None}),
         (collect, {"make_environments": None, "record_episodes": 123_456_789}),
         (evaluate, {"act": {}, "write_run_page": None}),
+        (export, {"load_trained": TRAINED, "model_card": "", "export_hf": None}),
+        (export, {"read_json": {}, "read_metrics": [], "replacing": NOWHERE}),
+        (report, {"write_run_page": LONG, "write_comparison": (LONG, LONG)}),
     ):
         for function, found in what.items():
             monkeypatch.setattr(where, function, lambda *_, _found=found, **__: _found)
+    monkeypatch.setattr(report, "read_metrics", lambda path: path.parent == LONG)
     monkeypatch.setattr("sys.argv", ["main.py"])
     SCREENS[name]()
     told, errors = capsys.readouterr()

@@ -11,6 +11,7 @@ from dt_jax.model.decision_transformer import DecisionTransformer
 from dt_jax.model.hf_weights import export_hf
 from dt_jax.reporting.model_card import model_card
 from dt_jax.system.files import read_json, replacing
+from dt_jax.system.text import command, fit
 from dt_jax.training.checkpoint import load_trained
 from dt_jax.training.metrics import read_metrics
 
@@ -43,8 +44,9 @@ def export(config: ConfigDict, workdir: Path) -> None:
         unfinished.write_bytes(acting)
     with replacing(folder / "README.md") as unfinished:
         unfinished.write_text(card, encoding="utf-8")
-    print(f"{folder}: DecisionTransformerModel.from_pretrained opens it")
-    print(f"To put it on the Hub:\n  hf upload USER/NAME {folder}")
+    print(fit(f"DecisionTransformerModel.from_pretrained opens {folder}"))
+    print("To put it on the Hub:")
+    print(command("upload", "USER/NAME", str(folder), program="hf"))
 
 
 def _recipe(saved) -> dict:

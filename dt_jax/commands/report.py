@@ -7,6 +7,7 @@ from ml_collections import ConfigDict
 
 from dt_jax.reporting.comparison import write_comparison
 from dt_jax.reporting.run_page import write_run_page
+from dt_jax.system.text import fit
 from dt_jax.training.metrics import read_metrics
 
 
@@ -20,7 +21,7 @@ def report(config: ConfigDict, workdir: Path) -> None:
     """
     del config  # everything lies in the workdir
     if read_metrics(workdir / "metrics.jsonl"):
-        print(f"{write_run_page(workdir)}  all of it on one page")
+        print(fit(f"{write_run_page(workdir)}  all of it on one page"))
     else:
         page, table = write_comparison(workdir)
-        print(f"{page}  all runs on one page\n{table}  the same as numbers")
+        print(fit(f"{page}  all runs on one page\n{table}  the same as numbers"))

@@ -45,14 +45,15 @@ def shorten(text: str, width: int) -> str:
     return f"{text[: width - end - 3]}...{text[-end:]}"
 
 
-def command(*arguments: str) -> str:
-    """A command line of this program as it was called, for a screen of 80 columns.
+def command(*arguments: str, program: str = "") -> str:
+    """A command line of this program as it was called, or of another one, for a screen
+    of 80 columns.
 
     It is broken with backslashes, within a word where need be, so that it can be
     copied.
     """
-    program = "dt-jax" if Path(sys.argv[0]).name == "dt-jax" else "python main.py"
-    lines = [f"  {program}"]
+    ours = "dt-jax" if Path(sys.argv[0]).name == "dt-jax" else "python main.py"
+    lines = [f"  {program or ours}"]
     for argument in arguments:
         if len(lines[-1]) + 1 + len(argument) > WIDTH - 2:  # a backslash may follow
             lines[-1] += " \\"
