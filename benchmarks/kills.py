@@ -42,10 +42,10 @@ CHANGES = {
 AIMS = {"start": 8, "compilation": 7, "updates": 12, "saving": 12}
 # Of the evaluation, after which new file of the report to kill, within seconds.
 EVALUATED = {
-    "report/loss.png": 0.2,
-    "report/held_out.png": 0.1,
-    "summary.json": 0.6,  # the episodes follow
-    "report/targets.png": 0.1,
+    "report/held_out.json": 0.6,  # the episodes follow
+    "report/evaluation.json": 1.0,  # the pictures follow
+    "report/loss.svg": 0.5,
+    "report/index.html": 0.1,
 }
 START = 4.0  # seconds that a start takes, about
 

@@ -27,7 +27,7 @@ def test_a_killed_run_ends_like_one_left_alone(tmp_path, monkeypatch):
         for kill in (
             Kill("compilation", 1, 0.1),
             Kill("saving", 1, 0.005),
-            Kill("summary.json", 1, 0.2),
+            Kill("report/held_out.json", 1, 0.2),
         )
     ]
     assert hits[0] == "compilation"
@@ -43,10 +43,10 @@ def test_a_killed_run_ends_like_one_left_alone(tmp_path, monkeypatch):
     assert found == ["metrics.jsonl", "summary.json.partial"]
 
 
-def test_two_rates_alone_are_left_out(tmp_path):
+def test_what_a_clock_gives_alone_is_left_out(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text(
-        '{"step": 5, "steps_per_second": 3.5, "samples_per_second": 1e+2}\n'
+        '{"step": 5, "samples_per_second": 1e+2, "train_runtime": 2.5}\n'
         '{"step": 6, "steps_per_second": 3.5, "samples_per_second": 7, "x": null}\n'
     )
     assert without_times(path) == '{"step": 5}\n{"step": 6, "x": null}\n'
