@@ -38,8 +38,8 @@ def swing(states_ExS):
 
 
 # The rule, the choices, and whether the model draws its actions. The most likely action
-# of a behaviour that is partly random is the rule's: in Acrobot that acts as well as the
-# best, whatever is asked for. Drawn, its actions are as random as the data's were.
+# of a behaviour that is partly random is the rule's: in Acrobot it acts best, whatever
+# is asked for. Drawn, actions are as random as the data's were.
 ENVIRONMENTS = {"CartPole-v1": (balance, 2, False), "Acrobot-v1": (swing, 3, True)}
 
 
