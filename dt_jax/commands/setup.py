@@ -22,7 +22,8 @@ from dt_jax.commands.evaluate import (
     environment_kwargs,
     environment_of,
 )
-from dt_jax.config import current_names, default_config, flatten
+from dt_jax.commands.same_run import check_same_run
+from dt_jax.config import current_names
 from dt_jax.data.readers import load_trajectories
 from dt_jax.data.segments import SegmentSampler, action_scaling
 from dt_jax.data.writer import save_trajectories
@@ -62,24 +63,6 @@ HF_ONLY_FIELDS = (
     "scale_attn_by_inverse_layer_idx",
 )
 
-# A run may go on with other values of these: they do not change what is learned, or
-# (the number of updates) are changed on purpose. The data is known by its fingerprint.
-FREE_SECTIONS = ("eval", "collect", "distributed", "log")
-FREE_KEYS = {
-    "data.path",
-    "data.split",
-    "data.cache",
-    "data.placement",
-    "train.num_train_epochs",
-    "train.max_steps",
-    "train.updates_per_call",
-    "train.deterministic",
-    "train.max_bad_updates",
-    "train.logging_steps",
-    "train.save_steps",
-    "train.save_total_limit",
-}
-
 
 def join(config: ConfigDict) -> None:
     """Before JAX starts: how XLA computes, and a meeting with the other processes."""
@@ -90,11 +73,6 @@ def join(config: ConfigDict) -> None:
         initialization_timeout=config.distributed.initialization_timeout,
         heartbeat_timeout_seconds=config.distributed.heartbeat_timeout_seconds,
     )
-
-
-def is_free(key: str) -> bool:
-    """Whether a run may go on with another value of this config key."""
-    return key in FREE_KEYS or key.partition(".")[0] in FREE_SECTIONS
 
 
 class Setup:
@@ -294,7 +272,7 @@ class Setup:
 
         Their bounds may come of `eval.environment`, which another command leaves out.
         """
-        check_same_run(self, record)
+        check_same_run(self.workdir, self.config, self.trajectories, self.model, record)
         saved = record["normalization"]
         self.action_bounds = None
         if "action_low" in saved:
@@ -329,52 +307,6 @@ class Setup:
             )
             print(describe_data(facts, with_memory=with_memory), flush=True)
             write_json(self.workdir / "data_report.json", facts)
-
-
-def check_same_start(setup: Setup) -> None:
-    """Refuse to train with processes that were given other values or other data."""
-    if jax.process_count() == 1:
-        return
-    with distributed.raise_everywhere():
-        setup.trajectories.facts()
-    mine = flatten(setup.config.to_dict())
-    mine |= {"data": setup.trajectories.fingerprint()}
-    firsts = distributed.broadcast(mine)
-    with distributed.raise_everywhere():
-        for key in sorted(mine.keys() - {"data.path", "data.cache"}):
-            if mine[key] != firsts[key]:
-                raise ValueError(
-                    f"{key}={mine[key]} here, but {firsts[key]} in process 0; give all "
-                    "processes the same command and the same data"
-                )
-
-
-def check_same_run(setup: Setup, record: dict) -> None:
-    """Refuse to go on with other data, or with a config that means another run."""
-    workdir, path = setup.workdir, setup.config.data.path
-    # A key that is newer than the run has had its default.
-    before = flatten(default_config().to_dict())
-    before |= flatten(current_names(record["config"]))
-    now = flatten(setup.config.to_dict())
-    for key in sorted(before.keys() | now):
-        if not is_free(key) and before.get(key) != now.get(key):
-            raise ValueError(
-                f"{workdir} holds a run with {key}={before.get(key)}, but now "
-                f"{key}={now.get(key)}; {another(workdir)}"
-            )
-    for key in ("state_dim", "act_dim"):
-        if record["model"][key] != (found := getattr(setup.model, key)):
-            raise ValueError(
-                f"{workdir} holds a run with {key}={record['model'][key]}, but "
-                f"data.path={path!r} has {key}={found}; {another(workdir)}"
-            )
-    fingerprint = setup.trajectories.fingerprint()
-    if record["fingerprint"] != fingerprint:
-        raise ValueError(
-            f"{workdir} holds a run on data of fingerprint "
-            f"{record['fingerprint']}, but data.path={path!r} has {fingerprint}; "
-            f"{another(workdir)}"
-        )
 
 
 def _action_bounds(config, trajectories):

@@ -27,7 +27,8 @@ from dt_jax.commands.evaluate import (
     track,
     with_known_environment,
 )
-from dt_jax.commands.setup import Setup, check_same_start
+from dt_jax.commands.same_run import check_same_start
+from dt_jax.commands.setup import Setup
 from dt_jax.config import current_names, flatten, naming_keys
 from dt_jax.reporting.run_page import write_run_page
 from dt_jax.reporting.run_summary import describe_complete, describe_run
@@ -69,7 +70,7 @@ def train(config: ConfigDict, workdir: Path) -> None:
 def _train(config, workdir):
     setup = distributed.first_then_rest(partial(Setup, config, workdir))
     checkpoints = checkpoint = None
-    check_same_start(setup)
+    check_same_start(config, setup.trajectories)
     with ExitStack() as stack:
         with distributed.raise_everywhere():
             if jax.process_index() == 0:

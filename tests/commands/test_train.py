@@ -22,7 +22,8 @@ from dt_jax.commands import setup
 from dt_jax.commands import train as command
 from dt_jax.commands.export import export
 from dt_jax.commands.inspect import inspect
-from dt_jax.commands.setup import SIMULATED_MARKET, Setup, is_free
+from dt_jax.commands.same_run import is_free
+from dt_jax.commands.setup import SIMULATED_MARKET, Setup
 from dt_jax.commands.train import train
 from dt_jax.config import default_config, flatten
 from dt_jax.data.readers import load_trajectories
