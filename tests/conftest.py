@@ -53,9 +53,12 @@ def compile_fast():
     jax.config.update("jax_disable_most_optimizations", False)
 
 
-@pytest.fixture(scope="module")
-def without_pictures():
-    """Pages without pictures, which take a second: for tests of other things."""
+@pytest.fixture(scope="module", autouse=True)
+def without_pictures(request):
+    """Pages without pictures, which take seconds: but for the tests of reporting."""
+    if "reporting" in request.path.parts:
+        yield
+        return
     with pytest.MonkeyPatch.context() as patch:
         for module in (run_page, evaluate):
             patch.setattr(module, "run_pictures", lambda run: {})

@@ -267,7 +267,7 @@ def test_convert_writes_what_inspect_reads(prompt, tmp_path, dataset):
     args = ("--mode=convert", f"--workdir={workdir}")
     status, told, _ = prompt(BASE, *args, given)
     assert status == 0
-    assert f"--config.data.path={workdir}/dataset" in told
+    assert f"--config.data.path={workdir}/dataset" in told.replace("\\\n", "")
     assert [path.name for path in workdir.iterdir()] == ["dataset"]
     assert_refused(prompt(BASE, *args, given), [f"{workdir}/dataset exists already"])
     assert_refused(prompt(BASE, "--mode=convert"), ["data.path is empty"])

@@ -40,7 +40,7 @@ from dt_jax.training.train_step import DEVICES, init_state, train_step
 from dt_jax.training.validation import HeldOut
 
 ROOT = Path(__file__).parents[2]
-pytestmark = pytest.mark.usefixtures("compile_fast", "without_pictures")
+pytestmark = pytest.mark.usefixtures("compile_fast")
 UPDATES = 36
 SMALL = {
     "data.context_length": 4,

@@ -256,7 +256,10 @@ def test_gather_reads_across_pieces_and_leaves_the_store_alone():
         ({"return_scale": 0.0}, "return_scale=0.0: expected above 0"),
         ({"return_scale": -1.0}, "return_scale=-1.0: expected above 0"),
         ({"return_scale": np.nan}, "return_scale=nan: expected above 0"),
-        ({"weighting": "len"}, "weighting='len': expected length or uniform"),
+        (
+            {"weighting": "len"},
+            "weighting='len': expected length or uniform; did you mean length?",
+        ),
         ({"seed": -1}, "seed=-1: expected 0 to 2**32 - 1"),
     ],
 )

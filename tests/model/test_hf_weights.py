@@ -510,9 +510,10 @@ def test_the_tables_are_those_of_transformers():
 
 
 def test_discrete_actions_cross_as_a_key_of_ours(tmp_path):
-    model = DecisionTransformer(act_dim=5, hidden_size=8, action_sizes=(2, 3))
-    params = jax.jit(partial(init_params, model))(jax.random.key(0))
-    export_hf(tmp_path, model, jax.device_get(params))
+    sizes = {"hidden_size": 8, "n_layer": 1, "max_ep_len": 9, "n_positions": 9}
+    model = DecisionTransformer(act_dim=5, action_sizes=(2, 3), **sizes)
+    shapes = jax.eval_shape(partial(init_params, model), jax.random.key(0))
+    export_hf(tmp_path, model, jax.tree.map(lambda x: np.ones(x.shape), shapes))
     fields, _ = import_hf(tmp_path)
     assert DecisionTransformer(**fields).action_sizes == (2, 3)
     assert fields["action_tanh"] is False
