@@ -183,7 +183,7 @@ def our_updates(path, waits, changes):
     config = default_config()
     config.data.path, config.train.max_steps = str(path), 100_000
     config.update_from_flattened_dict(changes)
-    setup = Setup(config, path)
+    setup = Setup(config, Path(path))
     placement = setup.placement().name
     feed = Feed(setup.sampler, placement, config.data.store_dtype)
     call = make_train_call(

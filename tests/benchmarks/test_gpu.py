@@ -23,6 +23,5 @@ def test_the_device_script_runs_and_finds_the_same_bits(tmp_path, monkeypatch):
         assert found[same]["arrays"] > 50
         assert found[same]["different"] == 0
         assert found[same]["same records"]
-    for name in ("empty cache", "compiled before"):
-        times = found[f"notebook, {name}"]
-        assert 0 < times["first record"] < times["seconds"]
+    times = found["notebook, empty cache"]
+    assert 0 < times["first record"] < times["seconds"]

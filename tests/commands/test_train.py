@@ -524,6 +524,9 @@ def test_every_key_means_the_run_or_may_change():
 def test_logging_saving_placement_and_evaluation_may_change(copy, dataset, capsys):
     changes = {
         "data.placement": "device",
+        "data.cache": "elsewhere",
+        "data.split": "none of its own",
+        "eval.temperature": 0.5,
         "eval.environment_kwargs": '{"market": "prices.csv"}',
         "eval.targets": (1.0, 2.0),
         "eval.episodes": 3,
@@ -550,8 +553,9 @@ def test_logging_saving_placement_and_evaluation_may_change(copy, dataset, capsy
     train(make_config(dataset, **changes), copy)
     assert f"going on from update {UPDATES} in" in capsys.readouterr().out
     assert arrays_of(copy)[0] == UPDATES + 4
-    # Not tried here: the data elsewhere, another environment, a package we lack.
-    others = {"data.path", "eval.environment", "log.wandb"}
+    # Not tried here: the data elsewhere, another environment, discrete actions, a
+    # package we lack.
+    others = {"data.path", "eval.environment", "eval.sample", "log.wandb"}
     free = {key for key in flat(default_config()) if is_free(key)}
     assert changes.keys() | others == free
 
