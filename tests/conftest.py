@@ -32,7 +32,7 @@ import pytest
 from absl import flags
 
 import dt_jax.__main__
-from dt_jax.commands import evaluate, setup
+from dt_jax.commands import setup
 from dt_jax.reporting import run_page
 
 ROOT = Path(__file__).parents[1]
@@ -60,8 +60,7 @@ def without_pictures(request):
         yield
         return
     with pytest.MonkeyPatch.context() as patch:
-        for module in (run_page, evaluate):
-            patch.setattr(module, "run_pictures", lambda run: {})
+        patch.setattr(run_page, "run_pictures", lambda run: {})
         yield
 
 

@@ -157,7 +157,8 @@ def test_every_screen_fits_80_columns(monkeypatch, capsys, name):
     for where, what in (
         (collect, {"actor_of": None, "check_environment": None}),
         (collect, {"make_environments": None, "record_episodes": 123_456_789}),
-        (evaluate, {"act": {}, "write_run_page": None}),
+        (evaluate, {"act": {"step": 1}, "write_run_page": [], "track": None}),
+        (evaluate, {"evaluation_scalars": {}}),
         (export, {"load_trained": TRAINED, "model_card": "", "export_hf": None}),
         (export, {"read_json": {}, "read_metrics": [], "replacing": NOWHERE}),
         (report, {"write_run_page": LONG, "write_comparison": (LONG, LONG)}),

@@ -4,9 +4,8 @@
 import functools
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import closing
-from itertools import chain
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -27,12 +26,8 @@ from dt_jax.reporting.evaluation_tables import (
     evaluation_report,
     evaluation_scalars,
 )
-from dt_jax.reporting.run_page import (
-    EVALUATIONS,
-    read_run,
-    run_pictures,
-    write_run_page,
-)
+from dt_jax.reporting.html_page import Picture
+from dt_jax.reporting.run_page import EVALUATIONS, PAGE, write_run_page
 from dt_jax.reporting.style import to_png
 from dt_jax.system.files import read_json, write_json
 from dt_jax.system.text import fit
@@ -57,13 +52,14 @@ def evaluate(config: ConfigDict, workdir: Path) -> dict:
         targets or the baselines do not fit it.
     """
     found = act(config, workdir)
-    write_run_page(workdir)
-    print(fit(f"  {workdir / 'report' / 'index.html'}  all of it on one page"))
+    pictures = write_run_page(workdir)
+    track(config, workdir, found["step"], evaluation_scalars(found), pictures)
+    print(fit(f"  {workdir / PAGE}  all of it on one page"))
     return found
 
 
 def act(config: ConfigDict, workdir: Path) -> dict:
-    """What `evaluate` does, but for the page."""
+    """What `evaluate` does, but for the page and the trackers."""
     report = workdir / "data_report.json"
     if report.is_file():
         config = with_source(config, read_json(report).get("about", {}))
@@ -156,7 +152,6 @@ def act(config: ConfigDict, workdir: Path) -> dict:
     # One for each update that was evaluated; the newest under its own name, too.
     write_json(workdir / EVALUATIONS / f"{trained.step}.json", found)
     write_json(workdir / "report" / "evaluation.json", found)
-    track(config, workdir, trained.step, evaluation_scalars(found))
     print(f"\n{describe_evaluation(found)}\n")
     return found
 
@@ -165,17 +160,15 @@ def track(
     config: ConfigDict,
     workdir: Path,
     step: int,
-    scalars: Mapping[str, float] = MappingProxyType({}),
+    scalars: Mapping[str, float],
+    pictures: Sequence[Picture],
 ) -> None:
     """Hand numbers of an update, and the run's pictures, to TensorBoard and W&B."""
-    pictures = {
-        f"pictures/{picture.name}": to_png(picture.figure)
-        for picture in chain.from_iterable(run_pictures(read_run(workdir)).values())
-    }
+    images = {f"pictures/{each.name}": to_png(each.figure) for each in pictures}
     hparams = flatten(config.to_dict())
     for tracker in open_trackers(workdir, hparams=hparams, wandb=config.log.wandb):
         with closing(tracker):
-            tracker.write(step, scalars, pictures)
+            tracker.write(step, scalars, images)
 
 
 def check_evaluation(

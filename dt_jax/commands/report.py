@@ -6,7 +6,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from dt_jax.reporting.comparison import write_comparison
-from dt_jax.reporting.run_page import write_run_page
+from dt_jax.reporting.run_page import PAGE, write_run_page
 from dt_jax.system.text import fit
 from dt_jax.training.metrics import read_metrics
 
@@ -21,7 +21,8 @@ def report(config: ConfigDict, workdir: Path) -> None:
     """
     del config  # everything lies in the workdir
     if read_metrics(workdir / "metrics.jsonl"):
-        print(fit(f"{write_run_page(workdir)}  all of it on one page"))
+        write_run_page(workdir)
+        print(fit(f"{workdir / PAGE}  all of it on one page"))
     else:
         page, table = write_comparison(workdir)
         print(fit(f"{page}  all runs on one page\n{table}  the same as numbers"))

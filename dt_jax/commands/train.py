@@ -30,6 +30,7 @@ from dt_jax.commands.evaluate import (
 from dt_jax.commands.same_run import check_same_start
 from dt_jax.commands.setup import Setup
 from dt_jax.config import current_names, flatten, naming_keys
+from dt_jax.reporting.evaluation_tables import evaluation_scalars
 from dt_jax.reporting.run_page import write_run_page
 from dt_jax.reporting.run_summary import describe_complete, describe_run
 from dt_jax.system import distributed
@@ -200,15 +201,15 @@ def _conclude(setup, metrics, state, held_out) -> None:
     errors = held_out and held_out.evaluate(state.params, setup.sampler.trajectories)
     if errors:
         write_json(workdir / "report" / "held_out.json", {"step": step, **errors})
-    target = None
+    target, scalars = None, {}
     about = setup.trajectories.about
     config = with_known_environment(setup.config, setup.model, about)
     if environment_of(config):
-        actors = act(config, workdir)["actors"]
-        target = max(a["target"] for a in actors if a["target"] is not None)
-    else:
-        track(setup.config, workdir, metrics.step)
-    write_run_page(workdir)
+        found = act(config, workdir)
+        scalars = evaluation_scalars(found)
+        targets = [actor["target"] for actor in found["actors"]]
+        target = max(target for target in targets if target is not None)
+    track(config, workdir, step, scalars, write_run_page(workdir))
     write_json(workdir / "summary.json", summary)  # the last: all is written
     last = read_metrics(workdir / "metrics.jsonl")[-1]
     path = setup.config.data.path

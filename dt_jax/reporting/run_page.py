@@ -31,6 +31,7 @@ from dt_jax.reporting.style import light_colours, standalone
 from dt_jax.system.files import read_json, replacing
 from dt_jax.training.metrics import read_metrics
 
+PAGE = "report/index.html"
 EVALUATIONS = "report/evaluations"  # one for each update that was evaluated
 FILES = {
     "../metrics.jsonl": "the records as numbers",
@@ -89,30 +90,30 @@ def read_run(workdir: str | os.PathLike) -> Run:
     )
 
 
-def write_run_page(workdir: str | os.PathLike) -> Path:
-    """Write `report/index.html`, and beside it each picture as a file."""
+def write_run_page(workdir: str | os.PathLike) -> list[Picture]:
+    """Write the page, and beside it each picture as a file; returns the pictures."""
     workdir = Path(workdir)
     run, folder = read_run(workdir), workdir / "report"
     pictures = run_pictures(run)
     folder.mkdir(exist_ok=True)
-    for picture in chain.from_iterable(pictures.values()):
+    shown = list(chain.from_iterable(pictures.values()))
+    for picture in shown:
         with replacing(folder / f"{picture.name}.svg") as unfinished:
             unfinished.write_text(standalone(picture.svg), "utf-8")
     evaluation = run.evaluations[-1] if run.evaluations else {}
     tables = evaluation_tables(evaluation) if evaluation else []
-    grids = {name: picture_grid(shown) for name, shown in pictures.items()}
+    grids = {name: picture_grid(part) for name, part in pictures.items()}
     for section, table in zip(("Returns", "Accounts"), tables, strict=False):
         grids[section] = grids.get(section, "") + table_html(table)
-    path = folder / "index.html"
     write_page(
-        path,
+        workdir / PAGE,
         title=run.name,
         lead=_lead(run),
         figures=_figures(run),
         warnings=run.data.get("warnings", []) + evaluation.get("warnings", []),
         sections=grids | {"Run": _about(run, folder)},
     )
-    return path
+    return shown
 
 
 def run_pictures(run: Run) -> dict[str, list[Picture]]:

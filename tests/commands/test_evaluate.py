@@ -11,11 +11,11 @@ from gymnasium import spaces
 
 import dt_jax
 from dt_jax.acting.policy import Policy
-from dt_jax.commands import evaluate as command
 from dt_jax.commands.collect import collect
 from dt_jax.commands.evaluate import (
     check_evaluation,
     evaluate,
+    track,
     with_known_environment,
     with_source,
 )
@@ -71,15 +71,13 @@ def test_a_run_ends_with_its_report(workdir):
     assert [found["data"]["returns"][key] for key in ("mean", "std")] == expected
 
 
-def test_tensorboard_has_the_evaluation_of_its_update(workdir, monkeypatch):
+def test_tensorboard_has_the_evaluation_of_its_update(workdir):
     (path,) = (workdir / "tensorboard" / "evaluation").iterdir()
     events = path.read_bytes()
     for tag in ("return/target_3000", "sharpe/random_actions"):
         assert f"evaluation/{tag}".encode() in events
     picture = Picture("loss", draw_loss([{"step": 1, "loss": 1.0}]), "The loss.")
-    pictures = {"Training": [picture]}
-    monkeypatch.setattr(command, "run_pictures", lambda run: pictures)
-    command.track(make_config(), workdir, 2)
+    track(make_config(), workdir, 2, {}, [picture])
     assert any(b"pictures/loss" in file.read_bytes() for file in path.parent.iterdir())
 
 

@@ -15,7 +15,7 @@ from test_evaluation_tables import summary_of
 from dt_jax.config import default_config
 from dt_jax.reporting.comparison import write_comparison
 from dt_jax.reporting.evaluation_tables import RANDOM, ActorResult, evaluation_report
-from dt_jax.reporting.run_page import read_run, run_fragment, write_run_page
+from dt_jax.reporting.run_page import PAGE, read_run, run_fragment, write_run_page
 from dt_jax.system.files import write_json
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -118,6 +118,11 @@ def write_records(workdir, *steps):
     (workdir / "metrics.jsonl").write_text("".join(lines))
 
 
+def page_of(workdir):
+    write_run_page(workdir)
+    return workdir / PAGE
+
+
 class Page(HTMLParser):
     """What a page shows and refers to; every element is closed where it should be."""
 
@@ -151,7 +156,7 @@ class Page(HTMLParser):
 
 
 def test_the_page_holds_everything(workdir):
-    path = write_run_page(workdir)
+    path = page_of(workdir)
     assert path == workdir / "report" / "index.html"
     page = Page(path)
     for text in (
@@ -182,7 +187,7 @@ def test_the_page_holds_everything(workdir):
 
 
 def test_the_page_refers_to_nothing_outside(workdir):
-    path = write_run_page(workdir)
+    path = page_of(workdir)
     page, text = Page(path), path.read_text("utf-8")
     write_run_page(workdir)
     assert path.read_text("utf-8") == text  # equal files give equal pages
@@ -201,30 +206,30 @@ def test_the_page_refers_to_nothing_outside(workdir):
 def test_nothing_is_of_another_update(workdir):
     """The run went back to update 480, or was begun anew."""
     write_records(workdir, 240, 480)
-    page = Page(write_run_page(workdir))
+    page = Page(page_of(workdir))
     assert "960" not in page.text.replace("of 960 updates", "")
     assert "Not finished: 480 of 960 updates." in page.text
     assert sum("update 480." in text for text in page.pictures) == 5
     write_records(workdir, 240)
     assert read_run(workdir).evaluations == []
-    assert "target 5" not in Page(write_run_page(workdir)).text
+    assert "target 5" not in Page(page_of(workdir)).text
 
 
 def test_what_is_absent_is_left_out(workdir):
     for name in (*FILES, "config.json"):
         (workdir / name).unlink()
-    page = Page(write_run_page(workdir))
+    page = Page(page_of(workdir))
     assert len(page.pictures) == 6
     (workdir / "metrics.jsonl").unlink()
     for path in (workdir / "report").rglob("*.json"):
         path.unlink()
-    page = Page(write_run_page(workdir))
+    page = Page(page_of(workdir))
     assert not {"h2", "svg", "table", "details"} & set(page.tags)
 
 
 def test_a_run_of_version_0_1_has_a_page(tmp_path):
     shutil.copytree(GOLDEN, tmp_path / "run")
-    page = Page(write_run_page(tmp_path / "run"))
+    page = Page(page_of(tmp_path / "run"))
     assert len(page.pictures) == 2
     assert "optimizer.learning_rate" in page.text
 
@@ -264,7 +269,7 @@ document.querySelector("svg text")).fill]);})</script>"""
 @pytest.mark.parametrize(("width", "theme"), [(1200, "light"), (500, "dark")])
 def test_a_browser_shows_it(workdir, tmp_path, width, theme):
     """500 pixels are the least that its window takes; the body there has 400."""
-    page = write_run_page(workdir)
+    page = page_of(workdir)
     copy = tmp_path / "measured.html"
     text = page.read_text("utf-8").replace("</body>", f"{MEASURE}</body>")
     if width == 500:
