@@ -313,6 +313,8 @@ def test_a_run_killed_and_terminated_ends_like_one_that_was_not(
     stopped, _ = arrays_of(workdir)
     assert [r["step"] for r in records_of(workdir)] == list(range(1, stopped + 1))
     assert 27 < stopped < UPDATES
+    page = (workdir / "report" / "index.html").read_text()
+    assert f"Not finished: {stopped} of {UPDATES} updates" in page
     resumed = python("main.py", *flags)
     assert resumed.returncode == 0, resumed.stderr
     assert f"going on from update {stopped}" in resumed.stdout
