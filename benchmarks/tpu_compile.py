@@ -93,7 +93,7 @@ def lower_call(devices, changes, num_rows=NUM_ROWS):
     )
     everywhere = NamedSharding(Mesh(np.array(devices), ("devices",)), PartitionSpec())
     dims = num_rows, STATE_DIM, ACT_DIM
-    store = store_shapes(*dims, config.data.store_dtype, everywhere)
+    store = store_shapes(*dims, config.data.store_dtype, np.float32, everywhere)
     with mock.patch("jax.pmap", partial(jax.pmap, devices=devices)):
         call = make_train_call(
             optimizer=setup.optimizer, seed=config.seed, fetch=fetch, **setup.how()

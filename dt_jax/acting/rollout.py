@@ -17,7 +17,7 @@ from dt_jax.acting.actors import Actor
 from dt_jax.acting.checked_env import checked
 from dt_jax.acting.environments import check_spaces
 from dt_jax.acting.policy import Policy
-from dt_jax.data.episodes import is_discrete
+from dt_jax.data.episodes import describe_actions, is_discrete
 from dt_jax.data.writer import save_trajectories
 from dt_jax.system.progress import progress
 
@@ -187,6 +187,7 @@ def record_episodes(
     bar = {"total": num_episodes, "desc": "collecting", "unit": " episodes"}
     first = environments[0]
     about = {"environment": first.name, "observations": first.layout}
+    about |= describe_actions(first.action_space)
     save_trajectories(path, progress(episodes, **bar), about=about)
     return sum(truncated)
 

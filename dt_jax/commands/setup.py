@@ -24,6 +24,7 @@ from dt_jax.commands.evaluate import (
 )
 from dt_jax.commands.same_run import check_same_run
 from dt_jax.config import current_names
+from dt_jax.data.episodes import describe_actions
 from dt_jax.data.readers import load_trajectories
 from dt_jax.data.segments import SegmentSampler, action_scaling
 from dt_jax.data.writer import save_trajectories
@@ -312,7 +313,8 @@ class Setup:
 def _action_bounds(config, trajectories):
     """What the actions are scaled by: low A and high A, or None where they need not be.
 
-    The environment's bounds, where it has some, made wider by what the data holds.
+    The bounds of `eval.environment`, else those that the data knows of its own one,
+    made wider by what it holds.
     """
     check_choice("data.action_scaling", config.data.action_scaling, ACTION_SCALINGS)
     wanted = config.data.action_scaling == "auto" and config.model.action_tanh
@@ -321,12 +323,14 @@ def _action_bounds(config, trajectories):
     low_A, high_A = trajectories.action_range()
     if (low_A >= -1).all() and (high_A <= 1).all():
         return None
+    about = trajectories.about
     if name := environment_of(config):
         (environment,) = make_environments(name, environment_kwargs(config), 1)
-        space = environment.action_space
+        about = describe_actions(environment.action_space)
         environment.close()
-        if space.shape == low_A.shape and np.isfinite([space.low, space.high]).all():
-            return np.minimum(space.low, low_A), np.maximum(space.high, high_A)
+    known_low_A, known_high_A = about.get("action_bounds", (low_A, high_A))
+    if np.shape(known_low_A) == low_A.shape:
+        low_A, high_A = np.minimum(known_low_A, low_A), np.maximum(known_high_A, high_A)
     return low_A, high_A
 
 

@@ -88,6 +88,16 @@ def read_episodes(episodes: Iterable[Mapping]) -> Iterator[Episode]:
         yield episode
 
 
+def describe_actions(space) -> dict:
+    """What `Trajectories.about` says of a Gymnasium space: `actions`, its text, and of
+    a bounded Box `action_bounds`, low A and high A."""
+    text = " ".join(str(space).split())
+    if not (hasattr(space, "is_bounded") and space.is_bounded()):
+        return {"actions": text}
+    bounds = [space.low.reshape(-1).tolist(), space.high.reshape(-1).tolist()]
+    return {"actions": text, "action_bounds": bounds}
+
+
 def is_discrete(actions: np.ndarray) -> bool:
     """Whether actions are choices: whole numbers (or booleans) by their dtype."""
     return actions.dtype.kind != "f"

@@ -32,6 +32,9 @@ class Rows:
         self.offsets = np.cumsum([0] + [len(piece) for piece in pieces])
         self.shape = (int(self.offsets[-1]), self.pieces[0].shape[1])
         self.nbytes = sum(piece.nbytes for piece in pieces)
+        # Of what is gathered; four bytes either way.
+        is_whole = np.issubdtype(self.pieces[0].dtype, np.integer)
+        self.dtype = np.dtype(np.int32 if is_whole else np.float32)
 
     def __repr__(self) -> str:
         size, width = self.shape
@@ -50,14 +53,15 @@ class Rows:
     def gather(
         self, first_B: np.ndarray, taken_B: np.ndarray, length: int, padding: float
     ) -> np.ndarray:
-        """Blocks of rows, padded on the left: B x length x W float32.
+        """Blocks of rows, padded on the left: B x length x W, float32, or of whole
+        numbers int32.
 
         Args:
           first_B, taken_B: where a block begins, and its 1 to `length` rows, which must
             lie in one piece.
         """
-        out_BxKxW = _scratch((len(first_B), length, self.shape[1]))
-        padding_KxW = np.full(out_BxKxW.shape[1:], padding, np.float32)
+        out_BxKxW = _scratch((len(first_B), length, self.shape[1]), self.dtype)
+        padding_KxW = np.full(out_BxKxW.shape[1:], padding, self.dtype)
         piece_B = self.piece_of(first_B)
         start_B = first_B - self.offsets[piece_B]
         self._read_ahead(piece_B, start_B, taken_B)
@@ -103,8 +107,9 @@ class Rows:
         list(map(madvise, page_B.tolist(), nbytes_B.tolist(), advice))
 
 
-def _scratch(shape) -> np.ndarray:
-    """An empty float32 array whose memory is used again once nothing refers to it.
+def _scratch(shape, dtype) -> np.ndarray:
+    """An empty array of four-byte numbers, whose memory is used again once nothing
+    refers to it.
 
     Fresh pages cost as much as what is copied into them. Being aligned to pages, the
     array can be taken over by JAX on a CPU without a copy.
@@ -112,7 +117,7 @@ def _scratch(shape) -> np.ndarray:
     nbytes = 4 * int(np.prod(shape))
     spare = _spare_memory.setdefault(nbytes, [])
     memory = spare.pop() if spare else mmap.mmap(-1, nbytes)
-    array = np.frombuffer(memory, np.float32)
+    array = np.frombuffer(memory, dtype)
     # Views of it, and JAX's arrays that took one over, keep this very object alive.
     weakref.finalize(array, spare.append, memory).atexit = False
     return array.reshape(shape)

@@ -13,7 +13,7 @@ import numpy as np
 from dt_jax.data.trajectories import Trajectories
 from dt_jax.system.text import check_choice
 
-ACTION_PADDING = -10.0  # what HF's collator puts there; everything else pads with 0
+ACTION_PADDING = -10  # what HF's collator puts there; everything else pads with 0
 WEIGHTINGS = ("length", "uniform")
 
 
@@ -22,8 +22,8 @@ class Batch(NamedTuple):
 
     states BxKxS, actions BxKxA, rewards BxKx1, returns_to_go BxKx1 float32; timesteps
     BxK int32; attention_mask BxK float32, 1 at valid steps. States and actions are as
-    stored: `normalize` and `scale_actions` (where actions are discrete, BxKxM whole
-    numbers, `one_hot` of model/choices.py) are applied where they are used.
+    stored: `normalize` and `scale_actions` (where actions are discrete, BxKxM int32,
+    `one_hot` of model/choices.py) are applied where they are used.
     """
 
     states: np.ndarray

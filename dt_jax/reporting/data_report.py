@@ -252,13 +252,16 @@ def _warnings(report, sampler, action_tanh):
 
 
 def _source(about):
-    """Lines on where data that was converted comes from, and what it knows."""
-    if "format" not in about:
-        return
-    left_out = f"; left out: {about['left_out']}" if "left_out" in about else ""
-    yield f"  converted from {about['format']}, {about['source']}{left_out}"
+    """Lines on where the data comes from, where it says so, and what it knows."""
+    if "format" in about:
+        left_out = f"; left out: {about['left_out']}" if "left_out" in about else ""
+        yield f"  converted from {about['format']}, {about['source']}{left_out}"
+    elif "environment" in about:
+        yield f"  collected in {about['environment']}"
     if about.get("observations"):
         yield f"  observations, flattened: {about['observations']}"
+    if "actions" in about:
+        yield f"  actions of the environment: {about['actions']}"
     known = []
     if "environment_kwargs" in about:
         known.append(f"eval.environment={about['environment']}")

@@ -42,7 +42,8 @@ class Placement(NamedTuple):
 
 
 class Store(NamedTuple):
-    """The flat store on a device: NxS, NxA, N and N float32, returns-to-go scaled.
+    """The flat store on a device: NxS, NxA, N and N float32, returns-to-go scaled;
+    discrete actions NxM int32.
 
     It lies there row by row, as `gather_resident` reads it. States in bfloat16 are
     normalised by `state_mean` and `state_std` (S): of raw money its eight bits would
@@ -237,10 +238,8 @@ def memory_plan(
     """
     check_choice("store_dtype", store_dtype, STORE_DTYPES)
     trajectories = sampler.trajectories
-    num_rows, state_dim = trajectories.states.shape
-    action_width = trajectories.actions.shape[1]
-    step_bytes = 4 * (state_dim + action_width + 2)
-    store = store_shapes(num_rows, state_dim, action_width, store_dtype)
+    step_bytes = 4 * (trajectories.states.shape[1] + trajectories.actions.shape[1] + 2)
+    store = _shapes_of(trajectories, store_dtype)
 
     def ahead(placement, step_bytes):
         updates = CALLS_AHEAD * (updates_per_call or best_updates_per_call(placement))
@@ -295,6 +294,7 @@ def store_shapes(
     state_dim: int,
     action_width: int,
     store_dtype: str,
+    action_dtype: np.dtype,
     sharding: Sharding | None = None,
 ) -> Store:
     """The arrays of a `Store`: shapes, dtypes, and with a sharding where and how.
@@ -311,10 +311,16 @@ def store_shapes(
         states=array(num_rows, state_dim, dtype=store_dtype),
         state_mean=array(state_dim),
         state_std=array(state_dim),
-        actions=array(num_rows, action_width),
+        actions=array(num_rows, action_width, dtype=action_dtype),
         rewards=array(num_rows),
         returns_to_go=array(num_rows),
     )
+
+
+def _shapes_of(trajectories, store_dtype, sharding=None) -> Store:
+    states, actions = trajectories.states, trajectories.actions
+    widths = *states.shape, actions.shape[1]
+    return store_shapes(*widths, store_dtype, actions.dtype, sharding)
 
 
 def bytes_of_call(compiled) -> int:
@@ -382,17 +388,12 @@ def _resident(sampler, everywhere, store_dtype) -> Store:
     """Send the store block by block: host and device never hold a second copy of it."""
     trajectories = sampler.trajectories
     state_mean, state_std = trajectories.state_mean, trajectories.state_std
-    shapes = store_shapes(
-        *trajectories.states.shape,
-        trajectories.actions.shape[1],
-        store_dtype,
-        everywhere,
-    )
+    shapes = _shapes_of(trajectories, store_dtype, everywhere)
 
     def send(rows, shape):
         @partial(jax.jit, donate_argnums=0, out_shardings=shape.format)
         def fill(whole_NxW, block_MxW, offset):
-            if whole_NxW.dtype != jnp.float32:
+            if whole_NxW.dtype == jnp.bfloat16:
                 block_MxW = normalize(block_MxW, state_mean, state_std)
             block_MxW = block_MxW.astype(whole_NxW.dtype)
             return jax.lax.dynamic_update_slice(whole_NxW, block_MxW, (offset, 0))
@@ -405,7 +406,7 @@ def _resident(sampler, everywhere, store_dtype) -> Store:
                 # The last block overlaps the one before: all have the same shape.
                 start = max(0, min(start, len(piece) - at_once))
                 block_MxW = piece[start : start + at_once]
-                block_MxW = block_MxW.astype(np.float32, copy=False)
+                block_MxW = block_MxW.astype(rows.dtype, copy=False)
                 block_MxW = jax.device_put(block_MxW, everywhere)
                 whole_NxW = fill(whole_NxW, block_MxW, int(offset) + start)
                 jax.block_until_ready(whole_NxW)  # else all blocks would lie there

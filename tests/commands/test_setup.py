@@ -11,12 +11,12 @@ from dt_jax.data.writer import save_trajectories
 
 @pytest.fixture
 def setup_of(tmp_path):
-    def build(actions, **changes):
+    def build(actions, about=None, **changes):
         steps = len(actions)
         episode = {"states": np.zeros((steps, 3)), "rewards": np.zeros(steps)}
         path = tmp_path / "data"
         if not path.exists():
-            save_trajectories(path, [episode | {"actions": actions}])
+            save_trajectories(path, [episode | {"actions": actions}], about=about)
         config = default_config()
         config.data.path = str(path)
         config.train.batch_size = 4
@@ -62,6 +62,12 @@ def test_or_by_the_bounds_of_the_environment_made_wider(setup_of):
     assert again.record()["normalization"]["action_low"] == [-1]
     again.go_on_from(setup.record())
     assert again.record()["normalization"]["action_low"] == [-2]
+
+
+def test_or_by_the_bounds_that_the_data_knows(setup_of):
+    setup = setup_of(np.float32([[-1], [3]]), {"action_bounds": [[-4], [2]]})
+    found = setup.record()["normalization"]
+    assert (found["action_low"], found["action_high"]) == ([-4], [3])
 
 
 def test_a_run_that_had_none_goes_on_without(setup_of):

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from test_readers import A, S, make_columns, make_episodes
 
 from dt_jax.acting.checked_env import CheckedEnv
+from dt_jax.data.episodes import describe_actions
 from dt_jax.data.formats import d4rl, parquet
 from dt_jax.data.formats.minari import flatten_steps
 from dt_jax.data.readers import load_trajectories
@@ -157,7 +158,7 @@ def test_minari(at, data_format, lengths, by_id):
     assert_same(found, episodes)
     source = name if by_id else str(root / name)
     expected = {"format": "Minari", "source": source, "observations": ""}
-    assert found.about == expected
+    assert found.about == expected | describe_actions(MOVES)
 
 
 @pytest.mark.parametrize("data_format", ["hdf5", "arrow"])
@@ -241,6 +242,8 @@ def test_minari_knows_its_environment():
     assert about["environment"] == "Pendulum-v1"
     assert json.loads(about["environment_kwargs"]) == {"g": 9.0}
     assert about["score_range"] == [-1200, -150]
+    assert about["actions"] == "Box(-9.0, 9.0, (2,), float32)"
+    assert about["action_bounds"] == [[-9, -9], [9, 9]]
     # Of another package: importing it makes the id known.
     file = Path(os.environ["MINARI_DATASETS_PATH"], name, "data", "metadata.json")
     metadata = json.loads(file.read_text())

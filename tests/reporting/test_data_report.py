@@ -287,6 +287,7 @@ def test_what_was_converted_says_where_it_comes_from():
         "source": "D4RL/pen/human-v2",
         "left_out": "the last 5 steps, an episode without end",
         "observations": "Dict('a': Box)",
+        "actions": "Box(-2.0, 2.0, (24,), float32)",
         "environment": "robotics:Pen-v1",
         "environment_kwargs": "{}",
         "score_range": [96.262799, 3076.8331],
@@ -297,8 +298,11 @@ def test_what_was_converted_says_where_it_comes_from():
     told = " ".join(" ".join(lines).split())
     assert (
         "converted from Minari, D4RL/pen/human-v2; left out: the last 5 steps, an "
-        "episode without end observations, flattened: Dict('a': Box) unless you set "
-        "them: eval.environment=robotics:Pen-v1, eval.score_range=(96.2628, 3076.83)"
+        "episode without end observations, flattened: Dict('a': Box) actions of the "
+        "environment: Box(-2.0, 2.0, (24,), float32) unless you set them: "
+        "eval.environment=robotics:Pen-v1, eval.score_range=(96.2628, 3076.83)"
     ) in told
     collected = {"environment": "CartPole-v1", "observations": "Dict('a': Box)"}
-    assert "CartPole" not in describe_data(report | {"about": collected})
+    text = describe_data(report | {"about": collected})
+    assert "  collected in CartPole-v1\n  observations, flattened: Dict" in text
+    assert "eval.environment" not in text  # its arguments are not known

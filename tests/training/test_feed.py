@@ -36,14 +36,18 @@ LENGTHS = np.array([1, 7, 2, 5, 3, 9, 4, 1])
 U, G = 3, 4
 
 
-def make_sampler(batch_size=8, context_length=4, state_dim=3):
-    """Ragged trajectories of float64, in three pieces."""
+def make_sampler(batch_size=8, context_length=4, state_dim=3, discrete=False):
+    """Ragged trajectories of float64 (and int64), in three pieces."""
     generator = np.random.default_rng(0)
     pieces = np.split(LENGTHS, [2, 5])
     sizes = [piece.sum() for piece in pieces]
+    states = [generator.normal(size=(size, state_dim)) for size in sizes]
+    actions = [generator.uniform(-1, 1, size=(size, 2)) for size in sizes]
+    if discrete:
+        actions = [np.round(5 + 4 * piece).astype(int) for piece in actions]
     trajectories = Trajectories.from_arrays(
-        [generator.normal(size=(size, state_dim)) for size in sizes],
-        [generator.uniform(-1, 1, size=(size, 2)) for size in sizes],
+        states,
+        actions,
         generator.normal(size=LENGTHS.sum()),
         starts=np.cumsum(LENGTHS) - LENGTHS,
         lengths=LENGTHS,
@@ -92,6 +96,19 @@ def test_a_call_gets_the_batches_of_the_sampler(feed):
     assert (masks[..., -1] == 1).all()
 
 
+@pytest.mark.parametrize("placement", ["host", "device"])
+def test_discrete_actions_are_whole_numbers_on_a_device_too(placement):
+    sampler = make_sampler(discrete=True)
+    feed = Feed(sampler, placement, "bfloat16")
+    with closing(feed.items([(0, 1)])) as items:
+        fetch = jax.vmap(jax.vmap(feed.fetch, (None, 0)), (None, 0))
+        found = fetch(feed.store, next(items)).actions
+    assert found.dtype == jnp.int32
+    expected = sampler.batch(0).actions
+    assert {-10, 1, 9} <= set(expected.ravel().tolist())
+    np.testing.assert_array_equal(found.reshape(expected.shape), expected)
+
+
 def test_each_device_holds_its_own_share(feed):
     with closing(feed.items([(0, U)])) as items:
         item = next(items)
@@ -119,7 +136,7 @@ def test_a_store_lies_as_its_shapes_say(monkeypatch):
         order = Layout(major_to_minor=(1, 0))
         return store_shapes(*dims)._replace(
             states=jax.ShapeDtypeStruct(
-                (32, 3), dims[3], sharding=Format(order, dims[4])
+                (32, 3), dims[3], sharding=Format(order, dims[5])
             )
         )
 

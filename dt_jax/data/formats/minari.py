@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dt_jax.data.episodes import Source
+from dt_jax.data.episodes import Source, describe_actions
 
 NAME = "Minari"
 AT_ONCE = 16  # episodes
@@ -54,6 +54,7 @@ def read(files: list[Path]) -> Source:
     space = dataset.observation_space
     check_space(space)
     about["observations"] = "" if _is_vector(space) else " ".join(str(space).split())
+    about |= describe_actions(dataset.action_space)
     return Source(about, len(dataset), _episodes(dataset))
 
 
