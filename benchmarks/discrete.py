@@ -96,8 +96,8 @@ def measure(name, rule, grades, folder):
 
 def graded(rule, grade, seed) -> Actor:
     rng = np.random.default_rng(seed)
-    return lambda num_episodes: lambda states_ExS, rewards_E: rule(
-        states_ExS, grade, rng
+    return lambda num_episodes: (
+        lambda states_ExS, rewards_E: rule(states_ExS, grade, rng)
     )
 
 

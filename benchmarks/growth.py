@@ -84,7 +84,8 @@ def measure(batch_size, context_length, hidden_size, state_dim, trajectories):
     from dt_jax.model.decision_transformer import DecisionTransformer, init_params
     from dt_jax.training.feed import Feed
     from dt_jax.training.optimizer import make_optimizer
-    from dt_jax.training.train_step import init_state, make_train_call, replicate
+    from dt_jax.training.train_call import make_train_call, place
+    from dt_jax.training.train_step import init_state
 
     config = default_config()
     sampler = SegmentSampler(
@@ -111,7 +112,7 @@ def measure(batch_size, context_length, hidden_size, state_dim, trajectories):
         seed=0,
         fetch=feed.fetch,
     )
-    state = replicate(init_state(init_params(model, jax.random.key(0)), optimizer))
+    state = place(init_state(init_params(model, jax.random.key(0)), optimizer))
     flops = flops_of_update(model, batch_size, context_length)
     # As many updates in a call as fill about a second, ten at most.
     per_call = int(np.clip(2e11 // flops, 1, 10))

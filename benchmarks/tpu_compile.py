@@ -19,6 +19,7 @@ import tempfile
 import time
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from unittest import mock
 
 import numpy as np
@@ -70,7 +71,6 @@ def lower_call(devices, changes, num_rows=NUM_ROWS):
     from dt_jax.data.segments import SegmentSampler
     from dt_jax.data.writer import save_trajectories
     from dt_jax.training.feed import gather_resident, segments, store_shapes
-    from dt_jax.training.train_step import make_train_call
 
     config = default_config()
     config.data.placement, config.train.max_steps = "device", 10**6
@@ -95,11 +95,8 @@ def lower_call(devices, changes, num_rows=NUM_ROWS):
     dims = num_rows, STATE_DIM, ACT_DIM
     store = store_shapes(*dims, config.data.store_dtype, np.float32, everywhere)
     with mock.patch("jax.pmap", partial(jax.pmap, devices=devices)):
-        call = make_train_call(
-            optimizer=setup.optimizer, seed=config.seed, fetch=fetch, **setup.how()
-        )
-    state = setup.first_state.eval_shape(None)
-    return call.lower(state, store if on_device else (), items)
+        call = setup.train_call(SimpleNamespace(fetch=fetch))
+    return call.lower(setup.state_shapes(), store if on_device else (), items)
 
 
 def episode():

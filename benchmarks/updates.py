@@ -177,19 +177,15 @@ def our_updates(path, waits, changes):
 
     from dt_jax.commands.setup import Setup
     from dt_jax.config import default_config
-    from dt_jax.training.feed import Feed
-    from dt_jax.training.train_step import make_train_call, replicate
 
     config = default_config()
     config.data.path, config.train.max_steps = str(path), 100_000
     config.update_from_flattened_dict(changes)
     setup = Setup(config, Path(path))
     placement = setup.placement().name
-    feed = Feed(setup.sampler, placement, config.data.store_dtype)
-    call = make_train_call(
-        optimizer=setup.optimizer, seed=0, fetch=feed.fetch, **setup.how()
-    )
-    state, running = replicate(setup.first_state(None)), None
+    feed = setup.feed(placement)
+    call = setup.train_call(feed)
+    state, running = setup.place(setup.first_state()), None
     with closing(feed.items(setup.intervals(placement).calls(0))) as items:
         while True:
             asked = time.perf_counter()

@@ -65,6 +65,11 @@ def default_config() -> ConfigDict:
 
     # It determines the first weights, the batches and dropout.
     config.seed = 0
+    # Many runs in one program, as JSON: a grid, '{"seed": [0, 1, 2]}', or a list of
+    # objects, for settings that belong together; empty: this run alone.
+    config.sweep = ""
+    # How many of them are trained at once, and the others after them; 0: all.
+    config.sweep_at_once = 0
 
     config.data = data = ConfigDict()
     # A folder saved by `save_to_disk`, a Minari id or folder, an HDF5 file of D4RL or

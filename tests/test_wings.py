@@ -141,7 +141,7 @@ def test_each_library_is_known_to_its_own_wing():
 def test_pmap_stands_in_one_function():
     found = {name: functions_that_name(tree, "pmap") for name, tree in TREES.items()}
     found = {name: functions for name, functions in found.items() if functions}
-    assert found == {"dt_jax.training.train_step": ["make_train_call"]}
+    assert found == {"dt_jax.training.train_call": ["_on_devices"]}
 
 
 def test_the_config_is_read_by_the_commands_alone():

@@ -7,6 +7,7 @@ and runs one compiled function, however many steps there have been.
 """
 
 import os
+from collections.abc import Sequence
 from functools import partial
 
 import jax
@@ -196,6 +197,15 @@ class Policy:
         """
         if self._context is None:
             raise ValueError("act() before reset(target_returns)")
+        step = self._observe(states, rewards)
+        draw = self._draw and (self._decisions, *self._draw)
+        self._context, actions_ExA = _decide(
+            self._model, self._params, *self._statistics, self._context, step, draw
+        )
+        return self._acted(np.array(actions_ExA))
+
+    def _observe(self, states, rewards) -> Batch:
+        """A step of E x 1, its action not known yet; the returns to go are counted."""
         count = len(self._to_go_E)
         lead = () if self._single else (count,)
         states_ExS = _finite("states", states, (*lead, self.state_dim))
@@ -217,7 +227,7 @@ class Policy:
             )
             self._warned = True
         scaled_E = (self._to_go_E / self._return_scale).astype(np.float32)
-        step = Batch(
+        return Batch(
             states=states_ExS.reshape(count, 1, self.state_dim),
             # Not known yet; the state before it does not see it.
             actions=np.full((count, 1, self.act_dim), ACTION_PADDING, "float32"),
@@ -226,13 +236,11 @@ class Policy:
             timesteps=np.minimum(self._time_E, last).astype(np.int32)[:, None],
             attention_mask=np.ones((count, 1), np.float32),
         )
-        draw = self._draw and (self._decisions, *self._draw)
-        self._context, actions_ExA = _decide(
-            self._model, self._params, *self._statistics, self._context, step, draw
-        )
+
+    def _acted(self, actions):
+        """The actions ExA as `act` gives them; time goes on by a step."""
         self._time_E = self._time_E + 1
         self._decisions += 1
-        actions = np.array(actions_ExA)
         if len(self.action_sizes) == 1:
             actions = actions[:, 0]
         return actions[0] if self._single else actions
@@ -249,9 +257,40 @@ class Policy:
         )
 
 
-# The context is not donated: on a CPU, rolling it in place takes longer.
-@partial(jax.jit, static_argnums=0)
-def _decide(model, params, mean_S, std_S, scaling, context, step, draw):
+class Policies:
+    """P policies on the same data that act as one: each for its E of P*E rows."""
+
+    def __init__(self, policies: Sequence[Policy]):
+        self._policies = policies
+        params = [policy._params for policy in policies]
+        self._params = jax.tree.map(lambda *leaves: jnp.stack(leaves), *params)
+        self._contexts = None
+
+    def reset(self, target_returns_PE: np.ndarray) -> None:
+        """Begin episodes, see `Policy.reset`."""
+        for policy, targets_E in self._parts(target_returns_PE):
+            policy.reset(targets_E)
+        contexts = [policy._context for policy in self._policies]
+        self._contexts = jax.tree.map(lambda *leaves: jnp.stack(leaves), *contexts)
+
+    def act(self, states_PExS: np.ndarray, rewards_PE: np.ndarray) -> np.ndarray:
+        """The next actions, see `Policy.act`."""
+        parts = zip(self._parts(states_PExS), self._parts(rewards_PE), strict=True)
+        steps = [policy._observe(states, r) for (policy, states), (_, r) in parts]
+        step = jax.tree.map(lambda *leaves: np.stack(leaves), *steps)
+        first = self._policies[0]
+        draw = first._draw and (first._decisions, *first._draw)
+        self._contexts, actions_PxExA = _decide_all(
+            first._model, self._params, *first._statistics, self._contexts, step, draw
+        )
+        actions = zip(self._policies, np.array(actions_PxExA), strict=True)
+        return np.concatenate([policy._acted(one) for policy, one in actions])
+
+    def _parts(self, rows_PE):
+        return zip(self._policies, np.split(rows_PE, len(self._policies)), strict=True)
+
+
+def _decide_each(model, params, mean_S, std_S, scaling, context, step, draw):
     """Roll the context by a step and fill in its action; both come back.
 
     `draw`: how many decisions there have been, the key, the temperature; None: the most
@@ -271,6 +310,20 @@ def _decide(model, params, mean_S, std_S, scaling, context, step, draw):
         actions_ExA = unscale_actions(actions_ExA, scaling)
     actions_ExKxA = context.actions.at[:, -1].set(actions_ExA)
     return context._replace(actions=actions_ExKxA), actions_ExA
+
+
+# The context is not donated: on a CPU, rolling it in place takes longer.
+_decide = jax.jit(_decide_each, static_argnums=0)
+
+
+@partial(jax.jit, static_argnums=0)
+def _decide_all(model, params_P, mean_S, std_S, scaling, contexts_P, step_P, draw):
+    """The same for P policies that differ in their weights."""
+    decide = partial(_decide_each, model)
+    axes = 0, None, None, None, 0, 0, None
+    return jax.vmap(decide, in_axes=axes)(
+        params_P, mean_S, std_S, scaling, contexts_P, step_P, draw
+    )
 
 
 def _finite(name, values, shape, dtype=np.float32):

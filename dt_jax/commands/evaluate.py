@@ -15,8 +15,9 @@ from ml_collections import ConfigDict
 from dt_jax.acting.actors import Actor, load_actor, random_actor
 from dt_jax.acting.checked_env import probe
 from dt_jax.acting.environments import check_spaces, make_environments
-from dt_jax.acting.policy import Policy
+from dt_jax.acting.policy import Policies, Policy
 from dt_jax.acting.rollout import roll_out, roll_out_targets
+from dt_jax.commands.members import MEMBERS, members_of
 from dt_jax.config import flatten, naming_keys
 from dt_jax.model.decision_transformer import DecisionTransformer
 from dt_jax.reporting.evaluation_tables import (
@@ -27,6 +28,7 @@ from dt_jax.reporting.evaluation_tables import (
     evaluation_scalars,
 )
 from dt_jax.reporting.html_page import Picture
+from dt_jax.reporting.population import describe_population, write_population
 from dt_jax.reporting.run_page import EVALUATIONS, PAGE, write_run_page
 from dt_jax.reporting.style import to_png
 from dt_jax.system.files import read_json, write_json
@@ -51,6 +53,8 @@ def evaluate(config: ConfigDict, workdir: Path) -> dict:
       ValueError, FileNotFoundError: there is no trained run, or the environment, the
         targets or the baselines do not fit it.
     """
+    if config.sweep:
+        return _evaluate_sweep(config, workdir)
     found = act(config, workdir)
     pictures = write_run_page(workdir)
     track(config, workdir, found["step"], evaluation_scalars(found), pictures)
@@ -58,38 +62,60 @@ def evaluate(config: ConfigDict, workdir: Path) -> dict:
     return found
 
 
+def _evaluate_sweep(config, workdir):
+    """Of all members that came to the end; what population.json then holds."""
+    names = list(members_of(config))
+    runs = [workdir / MEMBERS / name for name in names]
+    ended = [run for run in runs if (run / "summary.json").is_file()]
+    if not ended:
+        raise FileNotFoundError(f"{workdir}: no member has come to the end yet")
+    for run, found in zip(ended, act_together(config, ended), strict=True):
+        track(
+            config, run, found["step"], evaluation_scalars(found), write_run_page(run)
+        )
+    found = write_population(workdir, names)
+    print(describe_population(workdir, found))
+    return found
+
+
 def act(config: ConfigDict, workdir: Path) -> dict:
     """What `evaluate` does, but for the page and the trackers."""
-    report = workdir / "data_report.json"
-    if report.is_file():
-        config = with_source(config, read_json(report).get("about", {}))
+    (found,) = act_together(config, [workdir])
+    print(f"\n{describe_evaluation(found)}\n")
+    return found
+
+
+def act_together(config: ConfigDict, workdirs: Sequence[Path]) -> list[dict]:
+    """The evaluation of each of several runs on the same data, on the same seeds; one
+    policy acts for all of them."""
+    report = workdirs[0] / "data_report.json"  # they are all on the same data
+    data = read_json(report) if report.is_file() else {}
+    about = data.get("about", {})
+    config = with_source(config, about)
     name = environment_of(config)
     if not name:
         raise ValueError(
             "eval.environment is empty; expected a Gymnasium id or 'module:callable'"
         )
     check_wandb(config.log.wandb)
-    trained = load_trained(workdir)
-    if not report.is_file():
+    trained = [load_trained(workdir) for workdir in workdirs]
+    if not data:
         raise FileNotFoundError(
-            f"{workdir}/data_report.json: not found; --mode=evaluate expects the "
-            "--workdir of a run"
+            f"{report}: not found; --mode=evaluate expects the --workdir of a run"
         )
-    data = read_json(report)
-    scale = trained.normalization["return_scale"]
+    scale = trained[0].normalization["return_scale"]
     returns = {key: scale * level for key, level in data["returns"].items()}
-    model = DecisionTransformer(**trained.fields)
-    check_evaluation(config, model, data.get("about", {}))
+    model = DecisionTransformer(**trained[0].fields)
+    check_evaluation(config, model, about)
     targets = _numbers("targets", config.eval.targets) or sorted(
         {returns[quantile] for quantile in TARGET_QUANTILES}
     )
     episodes, seed = config.eval.episodes, config.seed
-    kwargs = environment_kwargs(config)
     longest = int(data["lengths"]["max"])
     environments = make_environments(
         name,
-        kwargs,
-        len(targets) * episodes,
+        environment_kwargs(config),
+        len(workdirs) * len(targets) * episodes,
         max_episode_steps=config.eval.max_episode_steps,
         default_steps=longest,
     )
@@ -101,59 +127,56 @@ def act(config: ConfigDict, workdir: Path) -> dict:
             target_return=returns["max"],
             algorithm=config.collect.algorithm,
         )
-    policy = Policy(
-        model,
-        trained.params,
-        trained.normalization,
-        sample=config.eval.sample,
-        temperature=config.eval.temperature,
-        seed=seed,
-    )
+    drawing = {"sample": config.eval.sample, "temperature": config.eval.temperature}
+    policies = [
+        Policy(model, one.params, one.normalization, seed=seed, **drawing)
+        for one in trained
+    ]
     seeds = range(seed, seed + episodes)
     rollouts = roll_out_targets(
         environments,
-        policy,
-        targets=targets,
+        policies[0] if len(policies) == 1 else Policies(policies),
+        targets=targets * len(policies),
         seeds=seeds,
         desc="evaluating",
     )
-    played = [
-        (f"target {target:,.6g}", target, rollout)
-        for target, rollout in zip(targets, rollouts, strict=True)
+    others = [
+        (other, None, roll_out(environments[:episodes], actor, seeds, desc=other))
+        for other, actor in baselines.items()
     ]
-    for other, actor in baselines.items():
-        rollout = roll_out(environments[:episodes], actor, seeds, desc=other)
-        played.append((other, None, rollout))
-    results = [
-        ActorResult(who, target, *three, truncated=int(truncated_E.sum()))
-        for who, target, (*three, truncated_E) in played
-    ]
-
     references, calendar = {}, {}
     market_env = environments[0].unwrapped
     if isinstance(market_env, TradingEnv):
         references = backtest.references(
-            market_env.market, market_env.rules, results[0].info["date"]
+            market_env.market, market_env.rules, rollouts[0].info["date"]
         )
         dates = market_env.market.dates
         calendar = {"periods_a_year": backtest.periods_a_year(dates)}
-    found = evaluation_report(
-        results,
-        environment=name,
-        step=trained.step,
-        first_seed=seed,
-        data_returns=returns
-        | {key: scale * data[f"return_{key}"] for key in ("mean", "std")},
-        longest=longest,
-        score_range=tuple(config.eval.score_range) or None,
-        backtest_references=references,
-        **calendar,
-    )
-    # One for each update that was evaluated; the newest under its own name, too.
-    write_json(workdir / EVALUATIONS / f"{trained.step}.json", found)
-    write_json(workdir / "report" / "evaluation.json", found)
-    print(f"\n{describe_evaluation(found)}\n")
-    return found
+    every = []
+    for number, workdir in enumerate(workdirs):
+        own = rollouts[number * len(targets) : (number + 1) * len(targets)]
+        names = [f"target {target:,.6g}" for target in targets]
+        played = [*zip(names, targets, own, strict=True), *others]
+        found = evaluation_report(
+            [
+                ActorResult(who, target, *three, truncated=int(truncated_E.sum()))
+                for who, target, (*three, truncated_E) in played
+            ],
+            environment=name,
+            step=trained[number].step,
+            first_seed=seed,
+            data_returns=returns
+            | {key: scale * data[f"return_{key}"] for key in ("mean", "std")},
+            longest=longest,
+            score_range=tuple(config.eval.score_range) or None,
+            backtest_references=references,
+            **calendar,
+        )
+        # One for each update that was evaluated; the newest under its own name, too.
+        write_json(workdir / EVALUATIONS / f"{found['step']}.json", found)
+        write_json(workdir / "report" / "evaluation.json", found)
+        every.append(found)
+    return every
 
 
 def track(

@@ -4,11 +4,13 @@
 Everything that is built before the first update stands here, checked, without state.
 """
 
+import copy
 import math
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -22,6 +24,7 @@ from dt_jax.commands.evaluate import (
     environment_kwargs,
     environment_of,
 )
+from dt_jax.commands.members import MEMBERS, members_of
 from dt_jax.commands.same_run import check_same_run
 from dt_jax.config import current_names
 from dt_jax.data.episodes import describe_actions
@@ -41,17 +44,21 @@ from dt_jax.system.text import check_choice
 from dt_jax.trading.simulation import simulated_episodes
 from dt_jax.training.checkpoint import load_trained
 from dt_jax.training.feed import (
+    Feed,
     Placement,
     best_updates_per_call,
     choose_placement,
     memory_plan,
 )
-from dt_jax.training.loop import Intervals
+from dt_jax.training.loop import Intervals, describe_bad_updates
 from dt_jax.training.metrics import RunningMetrics
 from dt_jax.training.optimizer import make_optimizer, make_schedule
 from dt_jax.training.trackers import check_wandb
+from dt_jax.training.train_call import make_train_call, place
 from dt_jax.training.train_step import TrainState, init_state
+from dt_jax.training.validation import HeldOut
 
+DATA_REPORT = "data_report.json"
 SIMULATED_MARKET = "simulated_market"  # the embedded dataset's folder in the workdir
 
 ACTION_SCALINGS = ("auto", "none")
@@ -79,6 +86,10 @@ def join(config: ConfigDict) -> None:
 class Setup:
     """What the config says, built and checked: everything but state.
 
+    Attributes:
+      members: the runs that are to be made: itself alone, or those of `config.sweep`
+        on the same data.
+
     Raises:
       ValueError, FileNotFoundError: the config, the data or the weights to start from
         are at fault, or what is to be done after training (`check_evaluation`);
@@ -86,8 +97,8 @@ class Setup:
     """
 
     def __init__(self, config: ConfigDict, workdir: Path):
-        self.config, self.workdir = config, workdir
-        data = config.data
+        self.config, self.workdir, self.members = config, workdir, [self]
+        data, members = config.data, members_of(config)
         if config.model.max_ep_len < data.max_ep_len:
             raise ValueError(
                 f"model.max_ep_len={config.model.max_ep_len} is less than "
@@ -117,6 +128,7 @@ class Setup:
         with _dataset(data.path, workdir) as path:
             self._read(path)
             self._build()
+            self._build_members(members)
             # Refused here if at all: before anything is written.
             self.placement()
             check_evaluation(config, self.model, self.trajectories.about)
@@ -168,9 +180,10 @@ class Setup:
         self.optimizer = make_optimizer(
             total_steps=self.total_steps, **config.optimizer
         )
-        # Of `given`. It runs once: compiled without optimising, in half the time.
-        self.first_state = jax.jit(
-            self._first_state, compiler_options={"xla_backend_optimization_level": 0}
+        # It runs once: compiled without optimising, in half the time.
+        self._first_state = jax.jit(
+            partial(_first_state, self.model, self.optimizer),
+            compiler_options={"xla_backend_optimization_level": 0},
         )
 
     def _total_steps(self, train: Mapping) -> int:
@@ -206,24 +219,99 @@ class Setup:
             f"to start afresh, {another(self.workdir)}"
         )
 
-    def _first_state(self, given: dict | None) -> TrainState:
-        """Of the given weights, or when there are none of weights drawn by the seed."""
-        if given is None:
-            given = init_params(self.model, jax.random.key(self.config.seed))
-        return init_state(given, self.optimizer)
+    def _build_members(self, configs):
+        """Of a sweep; members that scale and discount alike share the returns."""
+        made, kinds = [], {}
+        for name, config in configs.items():
+            member = self._member(config, self.workdir / MEMBERS / name)
+            kind = config.data.return_scale, config.data.discount
+            for part, sampler in enumerate((member.sampler, member.held_out)):
+                if sampler is not None:
+                    shared = kinds.setdefault((part, *kind), sampler.returns_to_go)
+                    sampler.returns_to_go = shared
+            made.append(member)
+        self.members = made or [self]
+
+    def _member(self, config, workdir):
+        member = copy.copy(self)
+        member.config, member.workdir, member.members = config, workdir, [member]
+        if config.data.discount != self.config.data.discount:
+            returns_to_go = self.trajectories.discounted(config.data.discount)
+            member.trajectories = replace(
+                self.trajectories, returns_to_go=returns_to_go
+            )
+        member._build()
+        return member
+
+    def first_state(self, seed: int | None = None) -> TrainState:
+        """Of `train.init_from`, or where that is empty of weights drawn by the seed."""
+        seed = self.config.seed if seed is None else seed
+        return self._first_state(self.given, np.uint32(seed))
+
+    def state_shapes(self) -> TrainState:
+        """What `first_state` gives, as shapes and dtypes."""
+        return self._first_state.eval_shape(self.given, np.uint32(0))
+
+    def place(self, state: TrainState) -> TrainState:
+        """The state as the train call takes and returns it."""
+        return place(state)
+
+    def whole(self, state: TrainState) -> TrainState:
+        """What the train call returns, as it is saved."""
+        return state
+
+    def split(self, state: TrainState, metrics: RunningMetrics) -> tuple[list, list]:
+        """The state and the metrics of each of the `members`."""
+        return [state], [metrics]
+
+    def validation_loss(self, held_outs: list[HeldOut]) -> Callable:
+        """params -> their loss on what is held out."""
+        return held_outs[0].loss
+
+    def why_bad(self, metrics: RunningMetrics, state: TrainState) -> str:
+        """The cause of so many bad updates that the run stops."""
+        return describe_bad_updates(
+            state,
+            metrics,
+            self.sampler,
+            model=self.model,
+            key=jax.random.key(self.config.seed),
+            **self.statistics(),
+        )
+
+    def feed(self, placement: str) -> Feed:
+        """What gives the train call its batches."""
+        return Feed(self.sampler, placement, self.config.data.store_dtype)
+
+    def train_call(self, feed: Feed) -> Callable:
+        """The updates of a call, see `make_train_call`."""
+        return make_train_call(
+            self.model,
+            self.optimizer,
+            seed=self.config.seed,
+            fetch=feed.fetch,
+            **self.statistics(),
+        )
+
+    def rates(self) -> np.ndarray:
+        """T float32, the learning rate of each update.
+
+        All of them before the first call: asked for later, a rate would wait on the
+        device until the call that runs has ended.
+        """
+        rates = jax.jit(jax.vmap(self.schedule))(np.arange(self.total_steps))
+        return np.asarray(rates)
 
     def metrics(self, saved: dict | None) -> RunningMetrics:
-        # All of them before the first call: asked for later, a rate would wait on the
-        # device until the call that runs has ended.
-        rates = jax.jit(jax.vmap(self.schedule))(np.arange(self.total_steps))
         return RunningMetrics(
             logging_steps=self.config.train.logging_steps,
             total_steps=self.total_steps,
             steps_per_epoch=self.steps_per_epoch,
             batch_size=self.config.train.batch_size,
-            learning_rate=np.asarray(rates).item,
+            learning_rate=self.rates().item,
             max_bad_updates=self.config.train.max_bad_updates,
             saved=saved,
+            warns=jax.process_index() == 0,
         )
 
     def intervals(self, placement: str) -> Intervals:
@@ -236,11 +324,10 @@ class Setup:
             validates=self.held_out is not None,
         )
 
-    def how(self) -> dict:
-        """What an update needs besides state, batch and optimiser."""
+    def statistics(self) -> dict:
+        """What an update needs to know of the data."""
         bounds = self.action_bounds
         return {
-            "model": self.model,
             "state_mean": self.trajectories.state_mean,
             "state_std": self.trajectories.state_std,
             "action_scaling": bounds and action_scaling(*bounds),
@@ -282,7 +369,7 @@ class Setup:
 
     def placement(self) -> Placement:
         """Where the store is to lie."""
-        leaves = jax.tree.leaves(self.first_state.eval_shape(self.given))
+        leaves = jax.tree.leaves(self.state_shapes())
         state_bytes = sum(x.size * x.dtype.itemsize for x in leaves)
         data, train = self.config.data, self.config.train
         plan = memory_plan(
@@ -298,16 +385,26 @@ class Setup:
         """
         self.trajectories.facts()
         if jax.process_index() == 0:
-            facts = data_report(
-                self.sampler,
-                whole=self.trajectories,
-                action_bounds=self.action_bounds,
-                action_tanh=self.config.model.action_tanh,
-                placement=f"{placement.name} ({placement.reason})",
-                plan=placement.plan,
-            )
+            facts = self.data_facts(placement)
             print(describe_data(facts, with_memory=with_memory), flush=True)
-            write_json(self.workdir / "data_report.json", facts)
+            write_json(self.workdir / DATA_REPORT, facts)
+
+    def data_facts(self, placement: Placement) -> dict:
+        """What the data report says."""
+        return data_report(
+            self.sampler,
+            whole=self.trajectories,
+            action_bounds=self.action_bounds,
+            action_tanh=self.config.model.action_tanh,
+            placement=f"{placement.name} ({placement.reason})",
+            plan=placement.plan,
+        )
+
+
+def _first_state(model, optimizer, given, seed):
+    if given is None:
+        given = init_params(model, jax.random.key(seed))
+    return init_state(given, optimizer)
 
 
 def _action_bounds(config, trajectories):

@@ -23,26 +23,29 @@ from ml_collections import ConfigDict
 import dt_jax
 from dt_jax.commands.evaluate import (
     act,
+    act_together,
     environment_of,
     track,
     with_known_environment,
 )
 from dt_jax.commands.same_run import check_same_start
 from dt_jax.commands.setup import Setup
+from dt_jax.commands.sweep import Sweep
 from dt_jax.config import current_names, flatten, naming_keys
 from dt_jax.reporting.evaluation_tables import evaluation_scalars
+from dt_jax.reporting.population import describe_population, write_population
 from dt_jax.reporting.run_page import write_run_page
 from dt_jax.reporting.run_summary import describe_complete, describe_run
 from dt_jax.system import distributed
 from dt_jax.system.files import locked, read_json, write_json
 from dt_jax.training.checkpoint import Checkpoints, unflatten
-from dt_jax.training.feed import Feed, Placement, naming_memory
-from dt_jax.training.loop import describe_bad_updates, run_updates
-from dt_jax.training.metrics import MetricWriter, read_metrics
+from dt_jax.training.feed import Placement, naming_memory
+from dt_jax.training.loop import run_updates
+from dt_jax.training.metrics import MetricWriter, PopulationWriter, read_metrics
 from dt_jax.training.trackers import open_trackers
-from dt_jax.training.train_step import make_train_call, replicate
 from dt_jax.training.validation import HeldOut
 
+CHECKPOINTS = "checkpoints"  # of a run, in its workdir
 FIRST_PAGE = 20.0  # seconds of updates before the page is worth its time
 
 
@@ -70,14 +73,34 @@ def train(config: ConfigDict, workdir: Path) -> None:
 
 def _train(config, workdir):
     setup = distributed.first_then_rest(partial(Setup, config, workdir))
-    checkpoints = checkpoint = None
     check_same_start(config, setup.trajectories)
     with ExitStack() as stack:
         with distributed.raise_everywhere():
             if jax.process_index() == 0:
                 stack.enter_context(locked(workdir))
-                limit = config.train.save_total_limit
-                checkpoints = Checkpoints(workdir / "checkpoints", limit)
+        if not config.sweep:
+            _train_one(setup, workdir / CHECKPOINTS)
+            return
+        members = setup.members
+        at_once = config.sweep_at_once or len(members)
+        for first in range(0, len(members), at_once):
+            sweep = Sweep(setup, members[first : first + at_once])
+            folder = f"{CHECKPOINTS}-{first}" if at_once < len(members) else CHECKPOINTS
+            _train_one(sweep, workdir / folder)
+        if jax.process_index() == 0:
+            names = [member.workdir.name for member in members]
+            found = write_population(workdir, names)
+            print(describe_population(workdir, found))
+
+
+def _train_one(setup, folder):
+    """A run, or the members of a `Sweep`, whose checkpoints are in `folder`."""
+    config, workdir = setup.config, setup.workdir
+    checkpoints = checkpoint = None
+    with ExitStack() as stack:
+        with distributed.raise_everywhere():
+            if jax.process_index() == 0:
+                checkpoints = Checkpoints(folder, config.train.save_total_limit)
                 stack.enter_context(closing(checkpoints))
                 checkpoint = checkpoints.restore()
         checkpoint, saved, step = distributed.broadcast(checkpoint), None, 0
@@ -85,40 +108,42 @@ def _train(config, workdir):
             setup.go_on_from(checkpoint.record)
             saved, step = checkpoint.record["meter"], checkpoint.step
             if step >= setup.total_steps and distributed.broadcast(
-                _is_concluded(workdir, setup.total_steps)
+                _is_concluded(setup)
             ):
-                _describe_complete(config, workdir, checkpoint)
+                _describe_complete(setup, checkpoint)
                 return
             if checkpoints:
                 checkpoints.set_aside_after(step)
-            expected = setup.first_state.eval_shape(setup.given)
-            state = unflatten({"state": expected}, checkpoint.arrays)["state"]
+            expected = {"state": setup.state_shapes()}
+            state = unflatten(expected, checkpoint.arrays)["state"]
             distributed.print_once(f"going on from update {step:,} in {workdir}")
             if change := setup.describe_change(checkpoint.record["config"], step):
                 distributed.print_once(change)
         else:
-            state = setup.first_state(setup.given)
+            state = setup.first_state()
         placement = distributed.broadcast(setup.placement())
-        state = replicate(state)
+        state = setup.place(state)
         with distributed.timed("compiling"):
             placement, feed, call = _compile(setup, placement, state, step)
         metrics = setup.metrics(saved)  # its clock leaves compilation out
         with distributed.raise_everywhere():
             setup.report_data(placement, with_memory=placement.tight)
         if checkpoints:
-            write_json(workdir / "config.json", config.to_dict())
-            write_json(workdir / "run.json", _start(setup, state, step))
+            for run in {id(run): run for run in (setup, *setup.members)}.values():
+                write_json(run.workdir / "config.json", run.config.to_dict())
+                write_json(run.workdir / "run.json", _start(run, step))
         with naming_memory(placement.name):
             _update(setup, feed, call, state, metrics, checkpoints)
 
 
-def _describe_complete(config, workdir, checkpoint):
+def _describe_complete(setup, checkpoint):
     """In the first process; an environment that is newly given calls for evaluate."""
-    given = config.eval.environment
+    if jax.process_index() != 0 or setup.config.sweep:
+        return
+    given = setup.config.eval.environment
     if given == current_names(checkpoint.record["config"])["eval"]["environment"]:
-        given = "" if environment_of(config) else "YOUR_ENVIRONMENT"
-    if jax.process_index() == 0:
-        print(describe_complete(workdir, checkpoint.step, environment=given))
+        given = "" if environment_of(setup.config) else "YOUR_ENVIRONMENT"
+    print(describe_complete(setup.workdir, checkpoint.step, environment=given))
 
 
 def _compile(setup, placement, state, step):
@@ -126,21 +151,18 @@ def _compile(setup, placement, state, step):
 
     Where the plan has promised too much, 'auto' takes the host, in all processes alike.
     """
-    config = setup.config
     calls = setup.intervals(placement.name).calls(step)
     longest = max((count for _, count in calls), default=0)  # 0: all are made
     try:
         with distributed.raise_everywhere():
-            feed = Feed(setup.sampler, placement.name, config.data.store_dtype)
-        call = make_train_call(
-            optimizer=setup.optimizer, seed=config.seed, fetch=feed.fetch, **setup.how()
-        )
+            feed = setup.feed(placement.name)
+        call = setup.train_call(feed)
         with distributed.raise_everywhere():
             if longest:
                 feed.compile(call, state, longest)
         return placement, feed, call
     except ValueError as error:
-        if placement.name == "host" or config.data.placement != "auto":
+        if placement.name == "host" or setup.config.data.placement != "auto":
             raise
         reason = str(error).rpartition("; ")[0]
     feed = call = None
@@ -151,29 +173,12 @@ def _compile(setup, placement, state, step):
 
 def _update(setup, feed, call, state, metrics, checkpoints):
     """Make the updates; in the first process also leave what a run leaves."""
-    config, workdir = setup.config, setup.workdir
-    held_out = writer = None
+    config = setup.config
+    held_outs, writer, saved = [None], None, None
     if first := checkpoints is not None:
-        how = setup.how()
-        held_out = setup.held_out and HeldOut(
-            setup.held_out, setup.model, feed, how["action_scaling"]
-        )
-        writer = MetricWriter(
-            workdir,
-            step=metrics.step,
-            total_steps=setup.total_steps,
-            trackers=open_trackers(
-                workdir,
-                hparams=flatten(config.to_dict()),
-                wandb=config.log.wandb,
-                first_step=metrics.step + 1,
-            ),
-        )
-
-    def why_bad(state):
-        how = setup.how() | {"key": jax.random.key(config.seed)}
-        return describe_bad_updates(state, metrics, setup.sampler, **how)
-
+        held_outs = _held_outs(setup, feed)
+        writer = _writer(setup, metrics.step)
+        saved = _nothing if config.sweep else _Page(setup.workdir).saved
     state = run_updates(
         state,
         call=call,
@@ -182,49 +187,116 @@ def _update(setup, feed, call, state, metrics, checkpoints):
         metrics=metrics,
         max_bad_updates=config.train.max_bad_updates,
         heartbeat_seconds=config.distributed.heartbeat_seconds,
-        why_bad=why_bad,
+        why_bad=partial(setup.why_bad, metrics),
+        whole=setup.whole,
         writer=writer,
         checkpoints=checkpoints,
         record=setup.record(),
-        held_out=held_out,
-        saved=_Page(workdir).saved,
+        validation_loss=held_outs[0] and setup.validation_loss(held_outs),
+        saved=saved,
     )
     if first:
-        _conclude(setup, metrics, state, held_out)
+        _conclude(setup, state, metrics, held_outs)
 
 
-def _conclude(setup, metrics, state, held_out) -> None:
-    """Leave the summary, the pictures and the page; say where everything lies."""
-    workdir, step = setup.workdir, metrics.step
-    num_parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-    summary = {**metrics.summary(), "num_parameters": num_parameters}
-    errors = held_out and held_out.evaluate(state.params, setup.sampler.trajectories)
-    if errors:
-        write_json(workdir / "report" / "held_out.json", {"step": step, **errors})
-    target, scalars = None, {}
+def _writer(setup, step):
+    def writer_of(run, total_steps):
+        trackers = open_trackers(
+            run.workdir,
+            hparams=flatten(run.config.to_dict()),
+            wandb=run.config.log.wandb,
+            first_step=step + 1,
+        )
+        return MetricWriter(
+            run.workdir, step=step, total_steps=total_steps, trackers=trackers
+        )
+
+    if not setup.config.sweep:
+        return writer_of(setup, setup.total_steps)
+    writers = [writer_of(run, None) for run in setup.members]
+    return PopulationWriter(writers, step=step, total_steps=setup.total_steps)
+
+
+def _held_outs(setup, feed):
+    """Of each member; those with the same returns share theirs."""
+    made = {}
+    for run in setup.members:
+        if run.held_out is not None and id(run.held_out.returns_to_go) not in made:
+            scaling = run.statistics()["action_scaling"]
+            made[id(run.held_out.returns_to_go)] = HeldOut(
+                run.held_out, run.model, feed, scaling
+            )
+    return [
+        run.held_out and made[id(run.held_out.returns_to_go)] for run in setup.members
+    ]
+
+
+def _nothing(is_interrupted: bool) -> None:
+    """A sweep has no page before its end."""
+
+
+def _conclude(setup, state, metrics, held_outs) -> None:
+    """Leave the summary, the pictures and the page; say where everything lies.
+
+    A member of a sweep gets its checkpoint here; one that has stopped gets nothing.
+    """
+    config, runs = setup.config, []
+    for run, own, meter, held_out in zip(
+        setup.members, *setup.split(state, metrics), held_outs, strict=True
+    ):
+        if meter.bad_in_a_row >= config.train.max_bad_updates:
+            continue
+        runs.append((run, own, meter))
+        if config.sweep:
+            limit, record = config.train.save_total_limit, run.record()
+            with closing(Checkpoints(run.workdir / CHECKPOINTS, limit)) as checkpoints:
+                kept = record | {"meter": meter.state()}
+                checkpoints.save(meter.step, {"state": own}, kept)
+        if held_out:
+            errors = held_out.evaluate(own.params, run.sampler.trajectories)
+            path = run.workdir / "report" / "held_out.json"
+            write_json(path, {"step": meter.step, **errors})
     about = setup.trajectories.about
-    config = with_known_environment(setup.config, setup.model, about)
-    if environment_of(config):
-        found = act(config, workdir)
-        scalars = evaluation_scalars(found)
-        targets = [actor["target"] for actor in found["actors"]]
+    config = with_known_environment(config, setup.members[0].model, about)
+    found = [None] * len(runs)
+    if environment_of(config) and config.sweep:
+        found = act_together(config, [run.workdir for run, *_ in runs])
+    elif environment_of(config):
+        found = [act(config, setup.workdir)]
+    for (run, own, meter), evaluation in zip(runs, found, strict=True):
+        scalars = evaluation_scalars(evaluation) if evaluation else {}
+        pictures = write_run_page(run.workdir)
+        track(config, run.workdir, meter.step, scalars, pictures)
+        count = sum(leaf.size for leaf in jax.tree.leaves(own.params))
+        summary = {**meter.summary(), "num_parameters": count}
+        write_json(run.workdir / "summary.json", summary)  # the last: all is written
+    if not config.sweep:
+        _describe(setup, summary, evaluation)
+
+
+def _describe(setup, summary, evaluation):
+    workdir, target = setup.workdir, None
+    if evaluation:
+        targets = [actor["target"] for actor in evaluation["actors"]]
         target = max(target for target in targets if target is not None)
-    track(config, workdir, step, scalars, write_run_page(workdir))
-    write_json(workdir / "summary.json", summary)  # the last: all is written
+    errors = workdir / "report" / "held_out.json"
+    held_out = read_json(errors) if setup.held_out and errors.is_file() else None
     last = read_metrics(workdir / "metrics.jsonl")[-1]
-    path = setup.config.data.path
-    where = {"data_path": path, "target": target}
-    print(describe_run(workdir, summary, last, errors, **where))
+    where = {"data_path": setup.config.data.path, "target": target}
+    print(describe_run(workdir, summary, last, held_out, **where))
 
 
-def _is_concluded(workdir, total_steps) -> bool:
+def _is_concluded(setup) -> bool:
     """False when the end came between the last save and the last file."""
-    path = workdir / "summary.json"
-    summary = read_json(path) if path.is_file() else {"global_step": 0}
-    return summary["global_step"] >= total_steps
+    for run in setup.members:
+        path = run.workdir / "summary.json"
+        summary = read_json(path) if path.is_file() else {"global_step": 0}
+        if summary["global_step"] < setup.total_steps:
+            return False
+    return True
 
 
-def _start(setup, state, step) -> dict:
+def _start(setup, step) -> dict:
     """run.json: what the run is, and when, where and by which command it was begun and
     went on."""
     path = setup.workdir / "run.json"
@@ -238,9 +310,10 @@ def _start(setup, state, step) -> dict:
         "devices": distributed.describe_devices(),
         "commit": _commit(),
     }
+    params = setup.state_shapes().params
     return {
         "total_steps": setup.total_steps,
-        "num_parameters": sum(leaf.size for leaf in jax.tree.leaves(state.params)),
+        "num_parameters": sum(leaf.size for leaf in jax.tree.leaves(params)),
         "starts": [*before, start],
     }
 

@@ -120,7 +120,7 @@ class SegmentSampler:
             np.float32
         )
         self._weighting = weighting
-        self._seed = seed
+        self.seed = seed
         self._ends = np.cumsum(trajectories.lengths)
 
     def __repr__(self) -> str:
@@ -136,7 +136,7 @@ class SegmentSampler:
     def draw(self, step: int) -> tuple[np.ndarray, np.ndarray]:
         """The trajectories and the starts in them, B int64 each, of update `step`."""
         generator = np.random.Generator(
-            np.random.Philox(key=self._seed, counter=[0, 0, 0, step])
+            np.random.Philox(key=self.seed, counter=[0, 0, 0, step])
         )
         lengths = self.trajectories.lengths
         if self._weighting == "length":

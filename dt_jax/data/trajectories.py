@@ -9,6 +9,7 @@ and the statistics of the states. Nothing here copies the states or knows a file
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -58,6 +59,7 @@ class Trajectories:
       starts, lengths: E int64, where in N each trajectory lies.
       state_mean, state_std: S float32, the dataset's own or computed.
       action_sizes: the choices of each dimension of discrete actions, else ().
+      discounted: a discount -> N float64, the returns-to-go discounted by it.
       action_range: () -> (minimum A, maximum A) float64, over all steps; known long
         before `facts`.
       facts: () -> Facts; waits for the check of the values, and raises a ValueError
@@ -79,6 +81,7 @@ class Trajectories:
     state_mean: np.ndarray
     state_std: np.ndarray
     action_sizes: tuple[int, ...]
+    discounted: Callable[[float], np.ndarray]
     action_range: Callable[[], tuple[np.ndarray, np.ndarray]]
     facts: Callable[[], Facts]
     about: Mapping[str, Any] = field(default_factory=dict)
@@ -317,12 +320,14 @@ class Trajectories:
             check()
         if state_mean is None:
             state_mean, state_std = mean_and_std(states, starts, lengths)
+        discounted = partial(_returns_to_go, rewards, starts, lengths)
         return cls(
             states=states,
             actions=actions,
             rewards=np.asarray(rewards, np.float32),
             dones=dones,
-            returns_to_go=_returns_to_go(rewards, starts, lengths, discount),
+            returns_to_go=discounted(discount),
+            discounted=discounted,
             starts=starts,
             lengths=lengths,
             state_mean=np.asarray(state_mean, np.float32),

@@ -20,7 +20,9 @@ from dt_jax.model.layers import (
     ScaleBias,
     Table,
     attention,
+    constant,
     dropout,
+    drops,
     kept,
     layer_norm,
 )
@@ -92,10 +94,9 @@ class DecisionTransformer(nn.Module):
                     f"{key}={getattr(self, key)}: expected 0 or more, finite"
                 )
         for key in ("resid_pdrop", "embd_pdrop", "attn_pdrop"):
-            if not 0 <= getattr(self, key) < 1:
-                raise ValueError(
-                    f"{key}={getattr(self, key)}: expected 0 to 1, 1 excluded"
-                )
+            rate = getattr(self, key)  # traced, it has been checked before
+            if not isinstance(rate, jax.Array) and not 0 <= rate < 1:
+                raise ValueError(f"{key}={rate}: expected 0 to 1, 1 excluded")
         if self.hidden_size % self.n_head:
             raise ValueError(
                 f"hidden_size={self.hidden_size} is not a multiple of "
@@ -139,18 +140,18 @@ class DecisionTransformer(nn.Module):
 
         rates = self.embd_pdrop, self.attn_pdrop, self.resid_pdrop
         words_Wx2 = None
-        if not deterministic and any(rates):
+        if not deterministic and any(map(drops, rates)):
             # Those of all places of dropout at once: a place costs a GPU four kernels.
             places = 1 + 3 * self.n_layer
             words_Wx2 = jax.random.bits(self.make_rng("dropout"), (places, 2), "uint32")
 
         def keep(place, rate, shape):
-            if words_Wx2 is None or not rate:
+            if words_Wx2 is None or not drops(rate):
                 return None  # everything
             return kept(shape, rate, words_Wx2[place], first_segment)
 
         def drop(place, rate, x):
-            return dropout(x, rate, keep(place, rate, x.shape))
+            return dropout(x, constant(rate), keep(place, rate, x.shape))
 
         # HF's tokens are R_1, s_1, a_1, R_2, ...; here they stand by kind, R_1 to R_K,
         # s_1 to s_K, a_1 to a_K: what is read of them lies together. Which tokens one
@@ -236,7 +237,7 @@ class DecisionTransformer(nn.Module):
             v_BxHxTxC,
             mask_BxRxT[:, None],
             keep(place, self.attn_pdrop, (*q_BxHxRxC.shape[:3], mask_BxRxT.shape[-1])),
-            self.attn_pdrop,
+            constant(self.attn_pdrop),
             scale,
         )
         h_BxRxD = h_BxHxRxC.swapaxes(1, 2).reshape(*mask_BxRxT.shape[:2], -1)

@@ -11,6 +11,7 @@ from functools import partial
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 # The names are HF's (transformers.activations.ACT2FN); those with parameters of their
 # own (prelu, xielu) have no place in the weights we exchange; JAX lacks two more.
@@ -271,14 +272,40 @@ attention.defvjp(_attention_forward, _attention_backward)
 
 
 def dropout(x: jax.Array, rate: float, keep: jax.Array | None) -> jax.Array:
-    """x / (1 - rate) where `keep`, 0 elsewhere; x itself if `keep` is None."""
+    """x / (1 - rate) where `keep`, 0 elsewhere; x itself if `keep` is None.
+
+    `keep` may also say itself what x is divided by, see `kept`.
+    """
     if keep is None:
         return x
+    if keep.dtype != bool:
+        return x / keep.astype(x.dtype)
     return jnp.where(keep, x / (1 - rate), jnp.zeros((), x.dtype))
 
 
-def kept(shape: tuple, rate: float, words_2: jax.Array, first_segment=0) -> jax.Array:
+def drops(rate: float | jax.Array) -> bool:
+    """Whether anything may be dropped out; what an array says is not known here."""
+    return isinstance(rate, jax.Array) or rate > 0
+
+
+def constant(rate: float | jax.Array) -> float:
+    """The rate for `attention`, whose gradient takes only constants; else `keep` has
+    it."""
+    return 0.0 if isinstance(rate, jax.Array) else rate
+
+
+def dropout_units(rate: float) -> np.uint32:
+    """A rate in units of 2^-32, as the bits that are compared with it."""
+    return np.uint32(round(rate * 2**32))
+
+
+def kept(
+    shape: tuple, rate: float | jax.Array, words_2: jax.Array, first_segment=0
+) -> jax.Array:
     """Bools, each False with probability `rate`, exact to 2^-32.
+
+    A rate that is no constant is an array, `dropout_units` of one: what comes out is
+    then float32, what is kept is to be divided by, and infinity where x is dropped.
 
     The bits are a hash of the element's place in the whole batch, of which these begin
     at `first_segment`, under two random words (uint32). It fuses into what uses it;
@@ -289,7 +316,9 @@ def kept(shape: tuple, rate: float, words_2: jax.Array, first_segment=0) -> jax.
     first += jnp.asarray(first_segment, jnp.uint32) * jnp.uint32(size // shape[0])
     place = jax.lax.iota(jnp.uint32, size).reshape(shape)
     bits = _mix(_mix(place + first) ^ second)
-    return bits >= jnp.uint32(round(rate * 2**32))
+    if not isinstance(rate, jax.Array):
+        return bits >= dropout_units(rate)
+    return jnp.where(bits >= rate, 1 - rate.astype(jnp.float32) * 2.0**-32, jnp.inf)
 
 
 def _mix(bits):

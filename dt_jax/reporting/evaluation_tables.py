@@ -228,7 +228,7 @@ def describe_evaluation(report: dict) -> str:
         f"{report['episodes']} episodes each from seed {report['first_seed']}"
     ]
     for table in evaluation_tables(report):
-        found = [*_aligned([table.header, *table.rows]), *table.notes]
+        found = [*aligned([table.header, *table.rows]), *table.notes]
         lines += [*(f"  {line}" for line in found), ""]
     lines = [*lines[:-1], *(f"  warning: {w}" for w in report["warnings"])]
     return fit("\n".join(lines))
@@ -312,7 +312,7 @@ def _cell(value, form):
     return text if len(text) < 12 else f"{value:.1e}"
 
 
-def _aligned(rows):
+def aligned(rows):
     """Lines whose cells stand below each other; a name too long has a line alone."""
     first, *columns = zip(*rows, strict=True)
     widths = [max(map(len, column)) + 2 for column in columns]

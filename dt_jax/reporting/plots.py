@@ -237,6 +237,33 @@ def draw_losses(records_by_run: Mapping[str, Sequence[dict]], key: str) -> "Figu
 
 
 @styled()
+def draw_bands(
+    runs_by_setting: Mapping[str, Sequence[list[dict]]], key: str
+) -> "Figure":
+    """The loss of several settings: the mean over runs, and a standard deviation."""
+    figure, axes = make_axes("update", key.replace("_", " "))
+    for (name, runs), style in zip(
+        runs_by_setting.items(), _line_styles(), strict=False
+    ):
+        series = [_series(records, key) for records in runs]
+        count = min(len(steps) for steps, _ in series)  # of those that all have
+        if not count:
+            continue
+        steps = series[0][0][:count]
+        losses = np.array([losses[:count] for _, losses in series])
+        if count >= 2 * SMOOTHED:
+            losses = np.array([_smooth(one) for one in losses])
+        mean, std = losses.mean(axis=0), losses.std(axis=0)
+        axes.plot(steps, mean, **style, marker=_marker(steps), label=_short(name))
+        low = np.maximum(mean - std, losses.min(axis=0))  # above 0, for a logarithm
+        colour = axes.lines[-1].get_color()
+        axes.fill_between(steps, low, mean + std, color=colour, alpha=0.2, linewidth=0)
+    logarithmic(axes)
+    legend(figure, columns=3)
+    return figure
+
+
+@styled()
 def draw_achieved(reports_by_run: Mapping[str, dict]) -> "Figure":
     """What several runs achieved for each target."""
     figure, axes = make_axes("target return", "achieved return")

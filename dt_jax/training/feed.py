@@ -18,10 +18,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental.layout import Format, Layout
-from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
+from jax.sharding import Sharding
 
 from dt_jax.data.segments import ACTION_PADDING, Batch, SegmentSampler, normalize
 from dt_jax.system.text import check_choice
+from dt_jax.training.population import Population
+from dt_jax.training.train_call import over_devices
 
 PLACEMENTS = ("auto", "host", "device")
 STORE_DTYPES = ("float32", "bfloat16")
@@ -43,7 +45,7 @@ class Placement(NamedTuple):
 
 class Store(NamedTuple):
     """The flat store on a device: NxS, NxA, N and N float32, returns-to-go scaled;
-    discrete actions NxM int32.
+    discrete actions NxM int32. Returns-to-go of several kinds stand one after another.
 
     It lies there row by row, as `gather_resident` reads it. States in bfloat16 are
     normalised by `state_mean` and `state_std` (S): of raw money its eight bits would
@@ -72,35 +74,44 @@ class Feed:
     Attributes:
       placement: 'host' or 'device'.
       store: the first argument of `fetch`, the same in every call.
-      fetch: (store, item) -> Batch, traced into the train call.
+      fetch: (store, item) -> Batch, traced into the train call. Of a population's
+        item the third argument is which of its returns-to-go a member has.
       gather: (sampler, episodes_B, starts_B) -> what `fetch` makes a Batch of; for any
         sampler over the same rows.
     """
 
-    def __init__(self, sampler: SegmentSampler, placement: str, store_dtype: str):
+    def __init__(
+        self,
+        sampler: SegmentSampler,
+        placement: str,
+        store_dtype: str,
+        population: Population | None = None,
+    ):
         """`placement` is 'host' or 'device', see `choose_placement`; a store on the
-        device keeps its states in `store_dtype`.
+        device keeps its states in `store_dtype`. Of a population the items are those of
+        all its members, which share the store.
 
         Raises:
           ValueError: the batch does not divide by the devices, or the store does not
             fit into a device's memory.
         """
         self.placement, self._sampler = placement, sampler
-        local = jax.local_devices()
-        self._per_device = _per_device(sampler.batch_size)
-        self._first = jax.process_index() * len(local) * self._per_device
-        self._num_local = len(local)
-        mesh = Mesh(np.array(local), ("devices",))
-        self._split = NamedSharding(mesh, PartitionSpec("devices"))
+        self._population, self._num_local = population, jax.local_device_count()
+        if population is None or population.divides_batches:
+            self._per_device = _per_device(sampler.batch_size)
+            self._first = jax.process_index() * self._num_local * self._per_device
+        self._split, everywhere = over_devices()
         if placement == "device":
-            everywhere = NamedSharding(mesh, PartitionSpec())
+            returns_to_go = (population or sampler).returns_to_go
             with naming_memory(placement):
-                self.store = _resident(sampler, everywhere, store_dtype)
+                self.store = _resident(
+                    sampler.trajectories, returns_to_go, everywhere, store_dtype
+                )
             self.fetch = gather_resident
             self.gather = segments
         else:
             self.store = ()
-            self.fetch = lambda _, batch: batch
+            self.fetch = pick_returns
             self.gather = SegmentSampler.gather
 
     def items(self, calls: Iterable[tuple[int, int]]) -> Iterator:
@@ -165,9 +176,21 @@ class Feed:
                 _too_large(
                     self.placement, f"{needed / 1e9:.1f} of {limit / 1e9:.1f} GB"
                 )
+                + self._how_many_fit(needed, limit)
             )
 
+    def _how_many_fit(self, needed, limit):
+        if self._population is None:
+            return ""
+        shared = sum(leaf.nbytes for leaf in jax.tree.leaves(self.store))
+        share = max(0, limit - shared) / (needed - shared)
+        count = int(share * self._population.places) * jax.device_count()
+        return f", and so does sweep_at_once={count}: about so many members fit"
+
     def _item(self, step, num_updates):
+        if self._population is not None:
+            items = self._population.items(self.gather, step, num_updates)
+            return jax.device_put(items, self._split)
         mine = slice(self._first, self._first + self._num_local * self._per_device)
         draws = [self._sampler.draw(step + update) for update in range(num_updates)]
         # [U, B] -> [G, U, B/G]: gathered in the order in which pmap and scan read.
@@ -193,11 +216,21 @@ def segments(
     return Segments(*(part.astype(np.int32) for part in layout))
 
 
-def gather_resident(store: Store, segments: Segments) -> Batch:
-    """What `SegmentSampler.gather` does, on the device."""
+def pick_returns(store: tuple, batch: Batch, kind: jax.Array | None = None) -> Batch:
+    """A batch from the host as it came, with one of the kinds of its returns-to-go."""
+    if kind is None:
+        return batch
+    return batch._replace(returns_to_go=batch.returns_to_go[..., kind, None])
+
+
+def gather_resident(
+    store: Store, segments: Segments, kind: jax.Array | None = None
+) -> Batch:
+    """What `SegmentSampler.gather` does, on the device; `kind`: of returns-to-go."""
     valid_BxK = segments.attention_mask > 0
     valid_BxKx1 = valid_BxK[..., None]
     rows_BxK = segments.rows
+    returns_BxK = rows_BxK if kind is None else rows_BxK + kind * len(store.rewards)
     states_BxKxS = store.states[rows_BxK]
     if states_BxKxS.dtype != jnp.float32:
         mean, std = store.state_mean[None, None], store.state_std[None, None]
@@ -206,7 +239,7 @@ def gather_resident(store: Store, segments: Segments) -> Batch:
         states=jnp.where(valid_BxKx1, states_BxKxS, 0.0),
         actions=jnp.where(valid_BxKx1, store.actions[rows_BxK], ACTION_PADDING),
         rewards=jnp.where(valid_BxK, store.rewards[rows_BxK], 0.0)[..., None],
-        returns_to_go=jnp.where(valid_BxK, store.returns_to_go[rows_BxK], 0.0)[
+        returns_to_go=jnp.where(valid_BxK, store.returns_to_go[returns_BxK], 0.0)[
             ..., None
         ],
         timesteps=segments.timesteps,
@@ -224,27 +257,36 @@ def best_updates_per_call(placement: str) -> int:
 
 
 def memory_plan(
-    sampler: SegmentSampler, updates_per_call: int, state_bytes: int, store_dtype: str
+    sampler: SegmentSampler,
+    updates_per_call: int,
+    state_bytes: int,
+    store_dtype: str,
+    population: Population | None = None,
 ) -> dict:
     """Bytes on one device (and on the host) for each placement.
 
     `updates_per_call` is 0 for `best_updates_per_call`.
 
-    Counts what stays: the train state (`state_bytes`), the calls sent ahead, and the
-    store. The temporaries of an update come on top: `Feed.compile`.
+    Counts what stays: the train state (`state_bytes`, of one member where there are
+    many), the calls sent ahead, and the store. The temporaries of an update come on
+    top: `Feed.compile`.
 
     Raises:
       ValueError: the batch does not divide by the devices, or no such `store_dtype`.
     """
     check_choice("store_dtype", store_dtype, STORE_DTYPES)
     trajectories = sampler.trajectories
+    if population is None:
+        segments = _per_device(sampler.batch_size)
+    else:
+        segments = population.segments
+        state_bytes = state_bytes * population.places
     step_bytes = 4 * (trajectories.states.shape[1] + trajectories.actions.shape[1] + 2)
     store = _shapes_of(trajectories, store_dtype)
 
     def ahead(placement, step_bytes):
         updates = CALLS_AHEAD * (updates_per_call or best_updates_per_call(placement))
-        steps = updates * sampler.context_length * _per_device(sampler.batch_size)
-        return steps * step_bytes
+        return updates * sampler.context_length * segments * step_bytes
 
     batches, rows = ahead("host", step_bytes + 8), ahead("device", 12)
     return {
@@ -384,9 +426,8 @@ def _per_device(batch_size) -> int:
     return batch_size // num_devices
 
 
-def _resident(sampler, everywhere, store_dtype) -> Store:
+def _resident(trajectories, returns_to_go, everywhere, store_dtype) -> Store:
     """Send the store block by block: host and device never hold a second copy of it."""
-    trajectories = sampler.trajectories
     state_mean, state_std = trajectories.state_mean, trajectories.state_std
     shapes = _shapes_of(trajectories, store_dtype, everywhere)
 
@@ -418,5 +459,5 @@ def _resident(sampler, everywhere, store_dtype) -> Store:
         state_std=jax.device_put(state_std, everywhere),
         actions=send(trajectories.actions, shapes.actions),
         rewards=jax.device_put(trajectories.rewards, everywhere),
-        returns_to_go=jax.device_put(sampler.returns_to_go, everywhere),
+        returns_to_go=jax.device_put(returns_to_go, everywhere),
     )

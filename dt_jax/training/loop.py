@@ -10,8 +10,6 @@ from contextlib import closing, nullcontext
 from typing import NamedTuple
 
 import jax
-import numpy as np
-from absl import logging
 
 from dt_jax.data.segments import SegmentSampler
 from dt_jax.system import distributed
@@ -19,9 +17,13 @@ from dt_jax.system.interruption import postponed
 from dt_jax.system.process import give_back_memory
 from dt_jax.training.checkpoint import Checkpoints
 from dt_jax.training.feed import Feed
-from dt_jax.training.metrics import MetricWriter, RunningMetrics
+from dt_jax.training.metrics import (
+    MetricWriter,
+    PopulationMetrics,
+    PopulationWriter,
+    RunningMetrics,
+)
 from dt_jax.training.train_step import TrainState, find_bad_segments
-from dt_jax.training.validation import HeldOut
 
 
 class Intervals(NamedTuple):
@@ -60,14 +62,15 @@ def run_updates(
     call: Callable,
     feed: Feed,
     intervals: Intervals,
-    metrics: RunningMetrics,
+    metrics: RunningMetrics | PopulationMetrics,
     max_bad_updates: int,
     heartbeat_seconds: int,
     why_bad: Callable[[TrainState], str],
-    writer: MetricWriter | None = None,
+    writer: MetricWriter | PopulationWriter | None = None,
     checkpoints: Checkpoints | None = None,
     record: dict | None = None,
-    held_out: HeldOut | None = None,
+    validation_loss: Callable | None = None,
+    whole: Callable[[TrainState], TrainState] = lambda state: state,
     saved: Callable[[bool], None] | None = None,
 ) -> TrainState:
     """Make all updates that are missing.
@@ -79,7 +82,9 @@ def run_updates(
       why_bad: explains, given the last state, why the run stops.
       writer, checkpoints: of the first process; None in the others.
       record: is saved with each checkpoint, with the state of `metrics` beside it.
-      held_out: validates at each record, in the first process.
+      validation_loss: params -> the loss on held-out data at each record, in the first
+        process.
+      whole: of a population, makes of the state one that every process has.
       saved: called after each save, in the first process, with whether the run is
         interrupted there.
 
@@ -92,24 +97,12 @@ def run_updates(
     """
     first = writer is not None
 
-    def look(outcome, validation_loss):
+    def look(outcome, losses):
         if outcome is None:
             return
         with distributed.exit_if_lost():
-            outcome = jax.device_get(outcome)
-        losses, grad_norms = outcome.loss, outcome.grad_norm
-        bad = np.flatnonzero(~(np.isfinite(losses) & np.isfinite(grad_norms)))
-        for i in bad if first else ():
-            # As they came: the records have no mean of them, and JSON no NaN.
-            logging.warning(
-                "update %d skipped: loss %s, gradient norm %s",
-                metrics.step + i + 1,
-                losses[i],
-                grad_norms[i],
-            )
-        for entry in metrics.update(*outcome):
-            if validation_loss is not None:
-                entry["validation_loss"] = float(validation_loss)
+            outcome, losses = jax.device_get((outcome, losses))
+        for entry in metrics.update(*outcome, validation_loss=losses):
             if first:
                 writer.write(entry)
         if first:
@@ -129,9 +122,12 @@ def run_updates(
                 look(*running)
                 stop = stops(caught)
                 reached = metrics.step + len(outcome.loss)
-                validates = held_out and intervals.logs_at(reached)
-                running = outcome, held_out.loss(state.params) if validates else None
-                if not (stop or intervals.saves_at(reached)):
+                saves = stop or intervals.saves_at(reached)
+                validates = intervals.validates and intervals.logs_at(reached)
+                seen = whole(state) if saves or validates else None
+                losses = validation_loss(seen.params) if validates and first else None
+                running = outcome, losses
+                if not saves:
                     continue
                 look(*running)
                 running = None, None
@@ -142,7 +138,7 @@ def run_updates(
                     continue
                 if checkpoints:
                     kept = record | {"meter": metrics.state()}
-                    checkpoints.save(reached, {"state": state}, kept)
+                    checkpoints.save(reached, {"state": seen}, kept)
                     saved(bool(stop))
                 give_back_memory()
                 if stop:
@@ -155,7 +151,7 @@ def run_updates(
                 "saved; the same command goes on from there"
             )
         distributed.leave()
-    return state
+    return whole(state)
 
 
 def describe_bad_updates(

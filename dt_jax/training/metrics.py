@@ -15,6 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
+from absl import logging
 
 from dt_jax.system.files import replacing
 from dt_jax.system.progress import is_live, progress
@@ -41,8 +42,10 @@ class RunningMetrics:
         learning_rate: Callable[[int], float],
         max_bad_updates: int,
         saved: dict | None = None,
+        warns: bool = True,
     ):
-        """Start anew, or from what `state` gave when the run was `saved`."""
+        """Start anew, or from what `state` gave when the run was `saved`; `warns` of
+        updates that are skipped."""
         if logging_steps < 1:
             raise ValueError(f"logging_steps={logging_steps}: expected at least 1")
         self._logging_steps = logging_steps
@@ -50,7 +53,7 @@ class RunningMetrics:
         self._steps_per_epoch = steps_per_epoch
         self._batch_size = batch_size
         self._learning_rate = learning_rate
-        self._max_bad_updates = max_bad_updates
+        self._max_bad_updates, self._warns = max_bad_updates, warns
         saved = {
             "step": 0,
             "loss_sum": 0.0,
@@ -89,13 +92,16 @@ class RunningMetrics:
             "runtime": time.perf_counter() - self._started,
         }
 
-    def update(self, losses, grad_norms, accuracies=None) -> Iterator[dict]:
+    def update(
+        self, losses, grad_norms, accuracies=None, validation_loss=None
+    ) -> Iterator[dict]:
         """Take in the next updates; a record for each window that they complete.
 
         The loss of a record is the mean since the record before, as HF logs it, over
         the updates that were not skipped (NaN if there is none), whose number is beside
         it, and so is the accuracy, where there is one; the rest is of the window's last
-        update. The last window may be a short one.
+        update. The last window may be a short one. `validation_loss`: of the last
+        update, for its record.
         """
         measured = accuracies is not None
         accuracies = accuracies if measured else np.zeros(len(losses))
@@ -118,6 +124,12 @@ class RunningMetrics:
                 self.bad_in_a_row += 1
                 self._skipped += 1
                 self._window_skipped += 1
+                if self._warns:
+                    # As they came: records have no mean of them, and JSON no NaN.
+                    logging.warning(
+                        "update %d skipped: loss %s, gradient norm %s",
+                        *(self.step, loss, grad_norm),
+                    )
             if self.step % self._logging_steps and self.step != self._total_steps:
                 continue
             size = self._window_size or math.nan
@@ -135,6 +147,11 @@ class RunningMetrics:
                 "steps_per_second": rate,
                 "samples_per_second": rate * self._batch_size,
                 "train_runtime": clock - self._started,
+                **(
+                    {}
+                    if validation_loss is None
+                    else {"validation_loss": float(validation_loss)}
+                ),
             }
             self._window_sum = self._window_accuracy = 0.0
             self._window_size = self._window_skipped = 0
@@ -163,6 +180,42 @@ class RunningMetrics:
         }
 
 
+class PopulationMetrics:
+    """Those of P members; one that has stopped takes in nothing more.
+
+    Attributes:
+      members: the `RunningMetrics` of each.
+    """
+
+    def __init__(self, members: Sequence[RunningMetrics]):
+        self.members = members
+
+    @property
+    def step(self) -> int:
+        return max(member.step for member in self.members)
+
+    @property
+    def bad_in_a_row(self) -> int:
+        """Of the member that fares best: the others go on when one has stopped."""
+        return min(member.bad_in_a_row for member in self.members)
+
+    def update(self, *outcome_UxP, validation_loss=None) -> Iterator[dict]:
+        """As that of each member; a record has the `member` it is of, from 0 on."""
+        for number, member in enumerate(self.members):
+            outcome = [None if x is None else x[:, number] for x in outcome_UxP]
+            loss = None if validation_loss is None else validation_loss[number]
+            for record in member.update(*outcome, validation_loss=loss):
+                yield record | {"member": number}
+
+    def state(self) -> list[dict]:
+        return [member.state() for member in self.members]
+
+    def now(self) -> dict:
+        """`step`, and the mean `loss` over the members."""
+        losses = [member.now()["loss"] for member in self.members]
+        return {"step": self.step, "loss": float(np.nanmean(losses))}
+
+
 class MetricWriter:
     """Where the records of one run go; the first process alone has one."""
 
@@ -171,20 +224,18 @@ class MetricWriter:
         workdir: str | os.PathLike,
         *,
         step: int,
-        total_steps: int,
+        total_steps: int | None,
         trackers: Sequence[TensorBoard | WandB] = (),
     ):
         """Open the file at `step`, records beyond it dropped; `trackers` are closed
-        with it."""
+        with it. `total_steps`: of the progress bar; None: there is none."""
         workdir, self._trackers = Path(workdir), trackers
         path = workdir / "metrics.jsonl"
         kept = [record for record in read_metrics(path) if record["step"] <= step]
         with replacing(path) as unfinished:
             unfinished.write_text("".join(map(_line, kept)))
         self._file = path.open("a", encoding="utf-8")
-        self._bar = progress(
-            initial=step, total=total_steps, desc="training", unit=" updates"
-        )
+        self._bar = None if total_steps is None else _Bar(step, total_steps)
 
     def write(self, record: dict) -> None:
         """`record` has the key `step`; the other values are numbers."""
@@ -192,23 +243,61 @@ class MetricWriter:
         self._file.flush()
         for tracker in self._trackers:
             tracker.write(record["step"], by_tag(record))
-        self.progress(record)
-        if not is_live():
-            self._bar.refresh()  # a line for each record
+        if self._bar:
+            self._bar.show(record, with_line=True)
 
     def progress(self, now: dict) -> None:
         """Move the bar to `step`; `loss` and `learning_rate` stand beside it."""
-        shown = {"loss": "loss {:.4g}", "learning_rate": "lr {:.3g}"}
-        texts = [text.format(now[key]) for key, text in shown.items() if key in now]
-        self._bar.set_postfix_str(", ".join(texts), refresh=False)
-        self._bar.update(now["step"] - self._bar.n)
+        self._bar.show(now)
 
     def close(self) -> None:
-        self._bar.close()
+        if self._bar:
+            self._bar.close()
         with suppress(OSError):  # of what a write has raised already
             self._file.close()
         for tracker in self._trackers:
             tracker.close()
+
+
+class PopulationWriter:
+    """The records of members go to the writers of theirs; one bar is of them all."""
+
+    def __init__(self, writers: Sequence[MetricWriter], *, step: int, total_steps: int):
+        self._writers, self._bar = writers, _Bar(step, total_steps)
+        self._recorded = step
+
+    def write(self, record: dict) -> None:
+        record = dict(record)
+        self._writers[record.pop("member")].write(record)
+        self._recorded = record["step"]
+
+    def progress(self, now: dict) -> None:
+        self._bar.show(now, with_line=now["step"] == self._recorded)
+
+    def close(self) -> None:
+        self._bar.close()
+        for writer in self._writers:
+            writer.close()
+
+
+class _Bar:
+    """The progress of the updates, on a terminal; in a log a line for each record."""
+
+    def __init__(self, step, total_steps):
+        self._bar = progress(
+            initial=step, total=total_steps, desc="training", unit=" updates"
+        )
+
+    def show(self, now, *, with_line=False):
+        shown = {"loss": "loss {:.4g}", "learning_rate": "lr {:.3g}"}
+        texts = [text.format(now[key]) for key, text in shown.items() if key in now]
+        self._bar.set_postfix_str(", ".join(texts), refresh=False)
+        self._bar.update(now["step"] - self._bar.n)
+        if with_line and not is_live():
+            self._bar.refresh()
+
+    def close(self):
+        self._bar.close()
 
 
 def read_metrics(path: str | os.PathLike) -> list[dict]:

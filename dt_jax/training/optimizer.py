@@ -60,6 +60,27 @@ def make_optimizer(
         warmup_ratio=warmup_ratio,
         lr_scheduler_type=lr_scheduler_type,
     )
+    return clipped_adamw(
+        schedule,
+        weight_decay=weight_decay,
+        adam_beta1=adam_beta1,
+        adam_beta2=adam_beta2,
+        adam_epsilon=adam_epsilon,
+        max_grad_norm=max_grad_norm,
+    )
+
+
+def clipped_adamw(
+    schedule: optax.Schedule,
+    *,
+    weight_decay: float | jax.Array,
+    adam_beta1: float | jax.Array,
+    adam_beta2: float | jax.Array,
+    adam_epsilon: float | jax.Array,
+    max_grad_norm: float | jax.Array,
+) -> optax.GradientTransformation:
+    """What `make_optimizer` makes, of numbers that are not checked: they may be traced
+    ones, of the members of a population."""
     adamw = optax.chain(
         _adam(adam_beta1, adam_beta2, adam_epsilon),
         optax.add_decayed_weights(

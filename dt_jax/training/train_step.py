@@ -1,25 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One update as a pure function, and many of them in one call over all devices.
+"""One update as a pure function: a `TrainState` and a `Batch` in, the next state and
+the loss out."""
 
-In come a `TrainState` and a `Batch` (or what `fetch` makes one of), out come the next
-state and the loss. `jax.pmap` stands in `make_train_call` and nowhere else.
-"""
-
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from dt_jax.data.segments import Batch, normalize, scale_actions
 from dt_jax.model.choices import cross_entropy, most_likely, one_hot
 from dt_jax.model.decision_transformer import DecisionTransformer
 from dt_jax.training.optimizer import global_norm
-
-DEVICES = "devices"
 
 
 class TrainState(NamedTuple):
@@ -163,15 +156,6 @@ def init_state(params: dict, optimizer: optax.GradientTransformation) -> TrainSt
     return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
 
 
-def replicate(state: TrainState) -> TrainState:
-    """Lay the state over the local devices as the train call returns it.
-
-    Otherwise the call would be compiled twice, for the first state and for its own.
-    """
-    mesh = Mesh(np.array(jax.local_devices()), (DEVICES,))
-    return jax.device_put(state, NamedSharding(mesh, PartitionSpec()))
-
-
 def find_bad_segments(params: dict, batch: Batch, *, step: int, **how) -> np.ndarray:
     """B bools: does the segment alone give a loss or gradient that is not finite?
 
@@ -186,54 +170,3 @@ def find_bad_segments(params: dict, batch: Batch, *, step: int, **how) -> np.nda
         return ~jnp.isfinite(metrics.loss + metrics.grad_norm)
 
     return np.asarray(jax.jit(lambda batch: jax.lax.map(is_bad, batch))(batch))
-
-
-def make_train_call(
-    model: DecisionTransformer,
-    optimizer: optax.GradientTransformation,
-    *,
-    state_mean,
-    state_std,
-    seed: int,
-    fetch: Callable,
-    action_scaling: tuple | None = None,
-) -> Callable:
-    """Compile U updates over the G local devices (and those of all other processes).
-
-    Returns:
-      call(state, store, items) -> (state, Metrics of U): the state is one plain tree,
-      replicated and donated; `items` has leading axes [G, U]; `fetch(store, item)`
-      makes the device's `Batch` of one update. A step is the same whatever U is.
-    """
-
-    def call(state, store, items):
-        def update(state, item):
-            state, metrics = train_step(
-                state,
-                fetch(store, item),
-                model=model,
-                optimizer=optimizer,
-                state_mean=jnp.asarray(state_mean),
-                state_std=jnp.asarray(state_std),
-                key=jax.random.key(seed),
-                action_scaling=action_scaling,
-                axis_name=DEVICES,
-            )
-            return state, jnp.stack(
-                jax.tree.leaves(metrics)
-            )  # one row, not of one each
-
-        # XLA runs matrix products inside a loop of one differently (slower on CPU).
-        updates_per_call = jax.tree.leaves(items)[0].shape[0]
-        state, metrics_UxF = jax.lax.scan(
-            update, state, items, unroll=updates_per_call == 1
-        )
-        return state, Metrics(*metrics_UxF.T)
-
-    return jax.pmap(
-        call,
-        axis_name=DEVICES,
-        in_axes=(None, None, 0),
-        out_axes=None,
-        donate_argnums=0,
-    )

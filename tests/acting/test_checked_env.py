@@ -10,6 +10,7 @@ from gymnasium import spaces
 
 from dt_jax.acting.checked_env import CheckedEnv, one_line, probe
 from dt_jax.acting.rollout import record_episodes, roll_out
+from dt_jax.data.episodes import describe_actions
 from dt_jax.data.readers import load_trajectories
 from dt_jax.data.writer import save_trajectories
 
@@ -210,6 +211,7 @@ def test_a_dataset_says_what_its_observations_were(tmp_path):
     path = tmp_path / "dataset"
     record_episodes(path, [environment], constant, num_episodes=2, seed=0)
     expected = {"environment": "Told", "observations": one_line(space)}
+    expected |= describe_actions(environment.action_space)
     assert load_trajectories(path).about == expected
     opened = datasets.load_from_disk(str(path))
     assert load_trajectories(opened.select([1, 0])).about == expected

@@ -40,7 +40,7 @@ INSIDE, BEYOND = np.float32([[-1, 1], [0, 0.5]]), np.float32([[-1, 1], [0, 3]])
 )
 def test_actions_are_as_they_are(setup_of, actions, changes):
     setup = setup_of(actions, **changes)
-    assert setup.how()["action_scaling"] is None
+    assert setup.statistics()["action_scaling"] is None
     assert "action_low" not in setup.record()["normalization"]
 
 
@@ -48,7 +48,7 @@ def test_actions_beyond_1_are_scaled_by_their_range(setup_of):
     setup = setup_of(BEYOND)
     found = setup.record()["normalization"]
     assert (found["action_low"], found["action_high"]) == ([-1, 1], [0, 3])
-    center_A, half_A = setup.how()["action_scaling"]
+    center_A, half_A = setup.statistics()["action_scaling"]
     np.testing.assert_array_equal((center_A, half_A), [[-0.5, 2], [0.5, 1]])
 
 
@@ -76,7 +76,7 @@ def test_a_run_that_had_none_goes_on_without(setup_of):
     for key in ("action_low", "action_high"):  # as of a version that did not scale
         del record["normalization"][key]
     setup.go_on_from(record)
-    assert setup.how()["action_scaling"] is None
+    assert setup.statistics()["action_scaling"] is None
 
 
 def test_a_scaling_that_there_is_not_is_refused(setup_of):

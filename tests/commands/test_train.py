@@ -36,7 +36,8 @@ from dt_jax.training.checkpoint import Checkpoints, load_trained
 from dt_jax.training.feed import Feed, Placement
 from dt_jax.training.metrics import read_metrics
 from dt_jax.training.optimizer import make_optimizer
-from dt_jax.training.train_step import DEVICES, init_state, train_step
+from dt_jax.training.population import DEVICES
+from dt_jax.training.train_step import init_state, train_step
 from dt_jax.training.validation import HeldOut
 
 ROOT = Path(__file__).parents[2]
@@ -510,7 +511,7 @@ def flat(config):
 
 def test_every_key_means_the_run_or_may_change():
     means_the_run = {
-        "seed",
+        *("seed", "sweep", "sweep_at_once"),
         *("data.context_length", "data.max_ep_len", "data.return_scale"),
         *("data.discount", "data.weighting", "data.split_on_dones"),
         *("data.statistics", "data.action_scaling"),

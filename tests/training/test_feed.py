@@ -29,7 +29,8 @@ from dt_jax.training.feed import (
     naming_memory,
     store_shapes,
 )
-from dt_jax.training.train_step import init_state, make_train_call, replicate
+from dt_jax.training.train_call import make_train_call, place
+from dt_jax.training.train_step import init_state
 
 pytestmark = pytest.mark.usefixtures("compile_fast")
 LENGTHS = np.array([1, 7, 2, 5, 3, 9, 4, 1])
@@ -166,7 +167,7 @@ def linear_call(feed):
         seed=0,
         fetch=feed.fetch,
     )
-    return call, replicate(init_state(jnp.zeros((7, 2)), optimizer))
+    return call, place(init_state(jnp.zeros((7, 2)), optimizer))
 
 
 def test_losses_do_not_depend_on_the_placement():

@@ -12,14 +12,9 @@ import pytest
 from dt_jax.data.segments import Batch
 from dt_jax.model.decision_transformer import DecisionTransformer, init_params
 from dt_jax.training.optimizer import make_optimizer
-from dt_jax.training.train_step import (
-    DEVICES,
-    find_bad_segments,
-    init_state,
-    make_train_call,
-    replicate,
-    train_step,
-)
+from dt_jax.training.population import DEVICES
+from dt_jax.training.train_call import make_train_call, place
+from dt_jax.training.train_step import find_bad_segments, init_state, train_step
 
 pytestmark = pytest.mark.usefixtures("compile_fast")
 S, A, K, B, G = 3, 2, 4, 8, 4
@@ -123,7 +118,7 @@ def dropping_call():
 
 @pytest.fixture
 def state(params):
-    return replicate(init_state(params, RECIPE))
+    return place(init_state(params, RECIPE))
 
 
 def test_an_update_on_paper(params):
@@ -175,7 +170,7 @@ def test_an_update_is_the_same_on_any_number_of_devices(params, whole, num_devic
 
 def test_a_call_makes_the_update_of_the_whole_batch(params, whole):
     call = make_call(PLAIN, KEEP_GRADIENTS)
-    state = replicate(init_state(params, KEEP_GRADIENTS))
+    state = place(init_state(params, KEEP_GRADIENTS))
     state, loss, grad_norm = run(call, state, [make_batch(RAGGED)])
     close = partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-7)
     jax.tree.map(close, state.opt_state, whole[0].opt_state)
@@ -187,7 +182,7 @@ def test_one_call_of_three_updates_is_three_calls_of_one(state, dropping_call):
     batches = [make_batch(RAGGED, seed) for seed in range(3)]
     first = jax.device_get(state)
     together, losses, _ = run(dropping_call, state, batches)
-    one_by_one, found = replicate(first), []
+    one_by_one, found = place(first), []
     for batch in batches:
         one_by_one, loss, _ = run(dropping_call, one_by_one, [batch])
         found.extend(loss)

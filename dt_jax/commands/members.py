@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The members of `config.sweep`: which runs are to be made in one program.
+
+In goes the config of all, out comes a config for each, by its name.
+"""
+
+import itertools
+import json
+from collections.abc import Mapping
+
+from ml_collections import ConfigDict
+
+from dt_jax.config import check, flatten, unknown
+
+MEMBERS = "members"  # the folder of their workdirs
+EXAMPLE = """'{"seed": [0, 1, 2], "optimizer.learning_rate": [1e-4, 3e-4]}'"""
+OF_THE_UPDATE = (
+    "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm"
+)  # fmt: skip
+OF_THE_RATE = ("learning_rate", "warmup_ratio")
+DROPOUT = ("resid_pdrop", "embd_pdrop", "attn_pdrop")
+# What changes neither shapes nor the data.
+SWEPT = (
+    "seed",
+    "data.return_scale",
+    "data.discount",
+    *(f"model.{name}" for name in DROPOUT),
+    *(f"optimizer.{name}" for name in (*OF_THE_RATE, *OF_THE_UPDATE)),
+)
+
+
+def members_of(config: ConfigDict) -> dict[str, ConfigDict]:
+    """{name: config} of the members, in the order of the grid or list; {} without one.
+
+    Raises:
+      ValueError: `config.sweep` is no grid or list of what can be swept.
+    """
+    if config.sweep_at_once < 0 or (config.sweep_at_once and not config.sweep):
+        raise ValueError(
+            f"sweep_at_once={config.sweep_at_once}: expected how many members of a "
+            "sweep are trained at once, or 0"
+        )
+    if not config.sweep:
+        return {}
+    found = {}
+    for values in _settings(config.sweep):
+        for key in values:
+            if key not in flatten(config.to_dict()):
+                raise ValueError(f"sweep: {key}: {unknown(key)}")
+            if key not in SWEPT:
+                raise ValueError(
+                    f"sweep: {key} changes shapes or the data: such runs are separate "
+                    f"commands; these can be swept: {', '.join(SWEPT)}"
+                )
+        member = config.copy_and_resolve_references()
+        alone = {"sweep": "", "sweep_at_once": 0}
+        member.update_from_flattened_dict(values | alone)
+        name = ",".join(f"{k.rpartition('.')[2]}={v}" for k, v in values.items())
+        if name in found:
+            raise ValueError(f"sweep: {name} is there twice")
+        found[name] = check(member, "sweep")
+    return found
+
+
+def _settings(text) -> list[Mapping]:
+    """Of each member the keys and their values."""
+    fault = f"expected JSON: lists of values, such as {EXAMPLE}, or a list of objects"
+    try:
+        given = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"sweep={text!r}: {error}; {fault}") from None
+    if isinstance(given, dict):
+        if not all(isinstance(values, list) and values for values in given.values()):
+            raise ValueError(f"sweep={text!r}: {fault}")
+        rows = itertools.product(*given.values())
+        return [dict(zip(given, row, strict=True)) for row in rows]
+    if isinstance(given, list) and given and all(isinstance(x, dict) for x in given):
+        return given
+    raise ValueError(f"sweep={text!r}: {fault}")
