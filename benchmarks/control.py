@@ -29,7 +29,6 @@ HERE = Path(__file__).parent
 ENVIRONMENT = "pybullet_envs_gymnasium:{}BulletEnv-v0"
 AT_ONCE = 40  # environments in which episodes are collected
 EVALUATED = 20  # episodes for each target
-CONTEXT = int(__import__("os").environ.get("CONTEXT", 10))
 
 
 class Mix(NamedTuple):
@@ -50,9 +49,9 @@ MIXES = {
         4000,
     ),
     "Ant, scaled": Mix(
-        "Ant", ((0.85, 0.1), (0.7, 0.1), (0.5, 0.1), (0.25, 0.1)), 280, 5000
+        "Ant", ((0.85, 0.1), (0.7, 0.1), (0.5, 0.1), (0.25, 0.1)), 280, 8000
     ),
-    "Hopper, noisy": Mix("Hopper", ((1, 0), (1, 0.2), (1, 0.3), (1, 0.4)), 240, 3000),
+    "Hopper, noisy": Mix("Hopper", ((1, 0), (1, 0.2), (1, 0.3), (1, 0.5)), 240, 3000),
 }
 
 
@@ -140,7 +139,7 @@ def train(mix, folder, name, targets, return_scale):
     config = dt_jax.default_config()
     data, model = config.data, config.model
     data.path, data.return_scale = str(folder / "data"), return_scale
-    data.context_length, data.max_ep_len = CONTEXT, 1000
+    data.context_length, data.max_ep_len = 5, 1000
     model.n_layer = 2
     model.resid_pdrop = model.embd_pdrop = model.attn_pdrop = 0.0
     config.optimizer.learning_rate = 1e-3

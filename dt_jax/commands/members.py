@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 from ml_collections import ConfigDict
 
-from dt_jax.config import check, flatten, unknown
+from dt_jax.config import flatten, unknown
 
 MEMBERS = "members"  # the folder of their workdirs
 EXAMPLE = """'{"seed": [0, 1, 2], "optimizer.learning_rate": [1e-4, 3e-4]}'"""
@@ -42,15 +42,19 @@ def members_of(config: ConfigDict) -> dict[str, ConfigDict]:
         )
     if not config.sweep:
         return {}
-    found = {}
+    found, defaults = {}, flatten(config.to_dict())
     for values in _settings(config.sweep):
-        for key in values:
-            if key not in flatten(config.to_dict()):
+        for key, value in values.items():
+            if key not in defaults:
                 raise ValueError(f"sweep: {key}: {unknown(key)}")
             if key not in SWEPT:
                 raise ValueError(
                     f"sweep: {key} changes shapes or the data: such runs are separate "
                     f"commands; these can be swept: {', '.join(SWEPT)}"
+                )
+            if type(value) not in (int, type(defaults[key])):
+                raise ValueError(
+                    f"sweep: {key}={value!r}: expected one like {defaults[key]!r}"
                 )
         member = config.copy_and_resolve_references()
         alone = {"sweep": "", "sweep_at_once": 0}
@@ -58,7 +62,7 @@ def members_of(config: ConfigDict) -> dict[str, ConfigDict]:
         name = ",".join(f"{k.rpartition('.')[2]}={v}" for k, v in values.items())
         if name in found:
             raise ValueError(f"sweep: {name} is there twice")
-        found[name] = check(member, "sweep")
+        found[name] = member
     return found
 
 

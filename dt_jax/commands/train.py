@@ -108,7 +108,7 @@ def _train_one(setup, folder):
             setup.go_on_from(checkpoint.record)
             saved, step = checkpoint.record["meter"], checkpoint.step
             if step >= setup.total_steps and distributed.broadcast(
-                _is_concluded(setup)
+                _is_concluded(setup, saved)
             ):
                 _describe_complete(setup, checkpoint)
                 return
@@ -286,9 +286,15 @@ def _describe(setup, summary, evaluation):
     print(describe_run(workdir, summary, last, held_out, **where))
 
 
-def _is_concluded(setup) -> bool:
-    """False when the end came between the last save and the last file."""
-    for run in setup.members:
+def _is_concluded(setup, saved) -> bool:
+    """False when the end came between the last save and the last file.
+
+    `saved`: the state of the metrics, of a sweep a list of its members'.
+    """
+    meters = saved if setup.config.sweep else [saved]
+    for run, meter in zip(setup.members, meters, strict=True):
+        if meter["bad_in_a_row"] >= setup.config.train.max_bad_updates:
+            continue  # a member that has stopped
         path = run.workdir / "summary.json"
         summary = read_json(path) if path.is_file() else {"global_step": 0}
         if summary["global_step"] < setup.total_steps:

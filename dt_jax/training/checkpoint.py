@@ -71,6 +71,11 @@ def load_trained(path: str | os.PathLike) -> Trained:
         checkpoint = checkpoints.restore()
     if checkpoint is None:
         raise FileNotFoundError(f"{path}: the run has no checkpoint yet")
+    if names := checkpoint.record.get("members"):
+        raise ValueError(
+            f"{path} holds {len(names)} runs; expected one of them, such as "
+            f"{path}/members/{names[0]}"
+        )
     params = {}
     for name, array in checkpoint.arrays.items():
         found = re.fullmatch(r"\['state'\]\.params\['(.+)'\]\['(.+)'\]", name)

@@ -124,7 +124,8 @@ def run_updates(
                 reached = metrics.step + len(outcome.loss)
                 saves = stop or intervals.saves_at(reached)
                 validates = intervals.validates and intervals.logs_at(reached)
-                seen = whole(state) if saves or validates else None
+                with distributed.exit_if_lost():
+                    seen = whole(state) if saves or validates else None
                 losses = validation_loss(seen.params) if validates and first else None
                 running = outcome, losses
                 if not saves:

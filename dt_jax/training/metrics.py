@@ -211,9 +211,10 @@ class PopulationMetrics:
         return [member.state() for member in self.members]
 
     def now(self) -> dict:
-        """`step`, and the mean `loss` over the members."""
+        """`step`, and the mean `loss` over the members that have one."""
         losses = [member.now()["loss"] for member in self.members]
-        return {"step": self.step, "loss": float(np.nanmean(losses))}
+        losses = [loss for loss in losses if math.isfinite(loss)]
+        return {"step": self.step, "loss": sum(losses) / len(losses or [math.nan])}
 
 
 class MetricWriter:
