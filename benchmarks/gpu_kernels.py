@@ -30,7 +30,7 @@ from collections import Counter, defaultdict
 from pathlib import Path
 from typing import NamedTuple
 
-from benchmarks.tpu_compile import lower_call
+from benchmarks.tpu_compile import ACT_DIM, STATE_DIM, lower_call
 
 HERE = Path(__file__).parent
 # What cudaGetDeviceProperties says; XLA asks for no more than this.
@@ -103,6 +103,7 @@ class Kernel(NamedTuple):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--changes", type=json.loads, default={}, help="config keys")
+    parser.add_argument("--dims", type=int, nargs=2, default=(STATE_DIM, ACT_DIM))
     parser.add_argument("--out", type=Path, help="where to save the optimised HLO")
     parser.add_argument("--hlo", type=Path, help="read this text, compile nothing")
     parser.add_argument("--against", type=Path, help="a text; list what differs")
@@ -131,7 +132,7 @@ def main():
     print(f"{summary['atomics']} kernels with atomics")
     if args.against:
         compare(program.kernels, Program(args.against.read_text()).kernels)
-    if not (args.hlo or args.changes):
+    if not (args.hlo or args.changes or args.dims != (STATE_DIM, ACT_DIM)):
         import jax
 
         summary = {"jax": jax.__version__} | summary
@@ -156,7 +157,8 @@ def compile_call(args):
             )
         except NotImplementedError:
             sys.exit("jax-cuda13-plugin is missing: see benchmarks/gpu_kernels.py")
-        text = lower_call(topology.devices[:1], args.changes).compile().as_text()
+        lowered = lower_call(topology.devices[:1], args.changes, dims=args.dims)
+        text = lowered.compile().as_text()
         atomics = {}
         for path in sorted(Path(folder).glob("*.ptx")):
             ptx = path.read_text(errors="replace")

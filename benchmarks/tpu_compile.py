@@ -57,20 +57,27 @@ def main():
         args.out.write_text(text)
 
 
-def lower_call(devices, changes, num_rows=NUM_ROWS):
+def lower_call(devices, changes, num_rows=NUM_ROWS, dims=(STATE_DIM, ACT_DIM)):
     """The train call of the default recipe, lowered for devices that need not exist.
 
-    The store lies on them unless `changes`, {config key: value}, says otherwise. JAX
-    itself is to run on a CPU (JAX_PLATFORMS).
+    The store lies on them unless `changes`, {config key: value}, says otherwise; with
+    `sweep` among them it is that of all members, for one device. JAX itself is to run
+    on a CPU (JAX_PLATFORMS).
     """
     import jax
     from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
     from dt_jax.commands.setup import Setup
+    from dt_jax.commands.sweep import Sweep
     from dt_jax.config import default_config
     from dt_jax.data.segments import SegmentSampler
     from dt_jax.data.writer import save_trajectories
-    from dt_jax.training.feed import gather_resident, segments, store_shapes
+    from dt_jax.training.feed import (
+        gather_resident,
+        pick_returns,
+        segments,
+        store_shapes,
+    )
 
     config = default_config()
     config.data.placement, config.train.max_steps = "device", 10**6
@@ -78,33 +85,48 @@ def lower_call(devices, changes, num_rows=NUM_ROWS):
     config.update_from_flattened_dict(changes)
     with tempfile.TemporaryDirectory() as folder:
         config.data.path = f"{folder}/data"
-        save_trajectories(config.data.path, [episode()])
+        save_trajectories(config.data.path, [episode(*dims)])
         setup = Setup(config, Path(folder))
-        fetch, gather = (lambda _, batch: batch), SegmentSampler.gather
+        fetch, gather = pick_returns, SegmentSampler.gather
         if on_device := config.data.placement == "device":
             fetch, gather = gather_resident, segments
         one = gather(setup.sampler, *setup.sampler.draw(0))
-    leading = len(devices), config.train.updates_per_call
-    items = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(
-            (*leading, len(x) // len(devices), *x.shape[1:]), x.dtype
-        ),
-        one,
-    )
+    leading, per_call = (len(devices),), config.train.updates_per_call
     everywhere = NamedSharding(Mesh(np.array(devices), ("devices",)), PartitionSpec())
-    dims = num_rows, STATE_DIM, ACT_DIM
-    store = store_shapes(*dims, config.data.store_dtype, np.float32, everywhere)
+    shapes = num_rows, *dims, config.data.store_dtype, np.float32, everywhere
+    state, store = setup.state_shapes(), store_shapes(*shapes)
+    if config.sweep:
+        setup = Sweep(setup, setup.members)
+        items = setup.population.items(gather, 0, per_call)
+        state = jax.tree.map(lambda x: with_axes(leading, x), setup.state_shapes())
+        returns = with_axes((), store.returns_to_go, setup.population.num_kinds)
+        store = store._replace(returns_to_go=returns)
+    else:
+        items = jax.tree.map(
+            lambda x: with_axes((*leading, per_call), x, 1 / len(devices)), one
+        )
     with mock.patch("jax.pmap", partial(jax.pmap, devices=devices)):
         call = setup.train_call(SimpleNamespace(fetch=fetch))
-    return call.lower(setup.state_shapes(), store if on_device else (), items)
+    return call.lower(state, store if on_device else (), items)
 
 
-def episode():
+def with_axes(leading, array, times=1):
+    """Its shape behind others, the first axis `times` as long."""
+    import jax
+
+    first = tuple(int(size * times) for size in array.shape[:1])
+    shape = (*leading, *first, *array.shape[1:])
+    return jax.ShapeDtypeStruct(
+        shape, array.dtype, sharding=getattr(array, "sharding", None)
+    )
+
+
+def episode(state_dim, act_dim):
     """Of random numbers: a mean of 0 and a std of 1 XLA would simplify away."""
     generator = np.random.default_rng(0)
     return {
-        "observations": generator.random((20, STATE_DIM), np.float32),
-        "actions": 2 * generator.random((20, ACT_DIM), np.float32) - 1,
+        "observations": generator.random((20, state_dim), np.float32),
+        "actions": 2 * generator.random((20, act_dim), np.float32) - 1,
         "rewards": generator.random(20, np.float32),
         "dones": np.arange(20) == 19,
     }

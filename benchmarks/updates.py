@@ -176,12 +176,15 @@ def our_updates(path, waits, changes):
     import jax
 
     from dt_jax.commands.setup import Setup
+    from dt_jax.commands.sweep import Sweep
     from dt_jax.config import default_config
 
     config = default_config()
     config.data.path, config.train.max_steps = str(path), 100_000
     config.update_from_flattened_dict(changes)
     setup = Setup(config, Path(path))
+    if config.sweep:
+        setup = Sweep(setup, setup.members)
     placement = setup.placement().name
     feed = setup.feed(placement)
     call = setup.train_call(feed)

@@ -92,6 +92,11 @@ class Population:
         return np.concatenate([sampler.returns_to_go for sampler in self._kinds])
 
     @property
+    def num_kinds(self) -> int:
+        """R, of returns-to-go."""
+        return len(self._kinds)
+
+    @property
     def places(self) -> int:
         """Q, how many members a device has."""
         return self._members_GxQ.shape[1]
