@@ -43,6 +43,7 @@ from dt_jax.training.feed import Placement, naming_memory
 from dt_jax.training.loop import run_updates
 from dt_jax.training.metrics import MetricWriter, PopulationWriter, read_metrics
 from dt_jax.training.trackers import open_trackers
+from dt_jax.training.train_step import TrainState
 from dt_jax.training.validation import HeldOut
 
 CHECKPOINTS = "checkpoints"  # of a run, in its workdir
@@ -83,6 +84,11 @@ def _train(config, workdir):
             return
         members = setup.members
         at_once = config.sweep_at_once or len(members)
+        if at_once < len(members) and jax.process_count() > 1:
+            raise ValueError(
+                f"sweep_at_once={at_once}: several processes train all members at "
+                "once; expected 0"
+            )
         for first in range(0, len(members), at_once):
             sweep = Sweep(setup, members[first : first + at_once])
             folder = f"{CHECKPOINTS}-{first}" if at_once < len(members) else CHECKPOINTS
@@ -178,7 +184,10 @@ def _update(setup, feed, call, state, metrics, checkpoints):
     if first := checkpoints is not None:
         held_outs = _held_outs(setup, feed)
         writer = _writer(setup, metrics.step)
-        saved = _nothing if config.sweep else _Page(setup.workdir).saved
+        if config.sweep:
+            saved = partial(_save_members, setup, metrics)
+        else:
+            saved = _Page(setup.workdir).saved
     state = run_updates(
         state,
         call=call,
@@ -231,27 +240,41 @@ def _held_outs(setup, feed):
     ]
 
 
-def _nothing(is_interrupted: bool) -> None:
-    """A sweep has no page before its end."""
+def _save_members(sweep, metrics, state, is_interrupted) -> None:
+    """At the end each member that has not stopped gets its own checkpoint.
+
+    While the other processes are there: orbax asks for them.
+    """
+    if metrics.step < sweep.total_steps:
+        return
+    for run, own, meter in zip(
+        sweep.members, *sweep.split(state, metrics), strict=True
+    ):
+        if _has_stopped(run, meter):
+            continue
+        limit = run.config.train.save_total_limit
+        with closing(Checkpoints(run.workdir / CHECKPOINTS, limit)) as checkpoints:
+            record = run.record() | {"meter": meter.state()}
+            checkpoints.save(meter.step, {"state": own}, record)
+
+
+def _has_stopped(run, meter) -> bool:
+    """Whether a member's updates were not finite for too long."""
+    return meter.bad_in_a_row >= run.config.train.max_bad_updates
 
 
 def _conclude(setup, state, metrics, held_outs) -> None:
     """Leave the summary, the pictures and the page; say where everything lies.
 
-    A member of a sweep gets its checkpoint here; one that has stopped gets nothing.
+    A member of a sweep that has stopped gets nothing of this.
     """
     config, runs = setup.config, []
     for run, own, meter, held_out in zip(
         setup.members, *setup.split(state, metrics), held_outs, strict=True
     ):
-        if meter.bad_in_a_row >= config.train.max_bad_updates:
+        if _has_stopped(run, meter):
             continue
         runs.append((run, own, meter))
-        if config.sweep:
-            limit, record = config.train.save_total_limit, run.record()
-            with closing(Checkpoints(run.workdir / CHECKPOINTS, limit)) as checkpoints:
-                kept = record | {"meter": meter.state()}
-                checkpoints.save(meter.step, {"state": own}, kept)
         if held_out:
             errors = held_out.evaluate(own.params, run.sampler.trajectories)
             path = run.workdir / "report" / "held_out.json"
@@ -342,7 +365,7 @@ class _Page:
     def __init__(self, workdir: Path):
         self._workdir, self._next = workdir, time.monotonic() + FIRST_PAGE
 
-    def saved(self, is_interrupted: bool) -> None:
+    def saved(self, state: TrainState, is_interrupted: bool) -> None:
         start = time.monotonic()
         if start < self._next and not is_interrupted:
             return

@@ -71,7 +71,7 @@ def run_updates(
     record: dict | None = None,
     validation_loss: Callable | None = None,
     whole: Callable[[TrainState], TrainState] = lambda state: state,
-    saved: Callable[[bool], None] | None = None,
+    saved: Callable[[TrainState, bool], None] | None = None,
 ) -> TrainState:
     """Make all updates that are missing.
 
@@ -85,8 +85,8 @@ def run_updates(
       validation_loss: params -> the loss on held-out data at each record, in the first
         process.
       whole: of a population, makes of the state one that every process has.
-      saved: called after each save, in the first process, with whether the run is
-        interrupted there.
+      saved: called after each save, in the first process, with what was saved and
+        whether the run is interrupted there.
 
     Raises:
       FloatingPointError: `max_bad_updates` in a row gave a loss or a gradient that is
@@ -140,7 +140,7 @@ def run_updates(
                 if checkpoints:
                     kept = record | {"meter": metrics.state()}
                     checkpoints.save(reached, {"state": seen}, kept)
-                    saved(bool(stop))
+                    saved(seen, bool(stop))
                 give_back_memory()
                 if stop:
                     break
