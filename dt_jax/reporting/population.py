@@ -21,7 +21,11 @@ from dt_jax.training.metrics import read_metrics
 POPULATION = "population.json"
 CONFIDENCE = 0.95  # of the intervals
 RESAMPLES = 2000  # of the seeds, for an interval
-MEASURES = ("loss", "validation_loss", "return")  # what settings are compared by
+MEASURES = {  # what settings are compared by
+    "loss": "loss",
+    "validation_loss": "validation loss",
+    "return": "return, top target",
+}
 
 
 def write_population(workdir: str | os.PathLike, names: Sequence[str]) -> dict:
@@ -145,7 +149,7 @@ def population_tables(found: Mapping) -> list[Table]:
             )
             for one in found["settings"]
         ]
-        header = (measure.replace("_", " "), "seeds", "mean ± sd", "IQM", "95 % of it")
+        header = (MEASURES[measure], "seeds", "mean ± sd", "IQM", "95 % of it")
         best = found["best"].get(measure)
         notes = [f"best: {name_of(best)}"] if best and len(rows) > 1 else []
         tables.append(Table(header, rows, notes))
@@ -205,7 +209,7 @@ def _write_page(workdir, found):
         )
         for member in found["members"]
     ]
-    header = ("run", "step", *(key.replace("_", " ") for key in MEASURES))
+    header = ("run", "step", *MEASURES.values())
     write_page(
         workdir / "report" / "index.html",
         title=workdir.resolve().name,
