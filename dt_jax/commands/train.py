@@ -188,6 +188,10 @@ def _update(setup, feed, call, state, metrics, checkpoints):
             saved = partial(_save_members, setup, metrics)
         else:
             saved = _Page(setup.workdir).saved
+    if metrics.step == setup.total_steps:  # it was killed after its last save
+        seen = setup.whole(state)
+        if first:
+            saved(seen, False)
     state = run_updates(
         state,
         call=call,
@@ -289,7 +293,7 @@ def _conclude(setup, state, metrics, held_outs) -> None:
     for (run, own, meter), evaluation in zip(runs, found, strict=True):
         scalars = evaluation_scalars(evaluation) if evaluation else {}
         pictures = write_run_page(run.workdir)
-        track(config, run.workdir, meter.step, scalars, pictures)
+        track(run.config, run.workdir, meter.step, scalars, pictures)
         count = sum(leaf.size for leaf in jax.tree.leaves(own.params))
         summary = {**meter.summary(), "num_parameters": count}
         write_json(run.workdir / "summary.json", summary)  # the last: all is written

@@ -12,6 +12,7 @@ import pytest
 from test_train import SMALL, make_config, make_dataset
 
 from dt_jax.acting.policy import Policy
+from dt_jax.commands import train as command
 from dt_jax.commands.evaluate import evaluate
 from dt_jax.commands.members import members_of
 from dt_jax.commands.setup import Setup
@@ -171,6 +172,22 @@ def test_interrupted_it_ends_at_the_same_bits(dataset, swept, tmp_path, monkeypa
     assert not (tmp_path / "population.json").exists()
     train(config, tmp_path)
     assert_same(tmp_path, swept)
+
+
+def test_killed_after_its_last_save_it_is_concluded(
+    dataset, swept, tmp_path, monkeypatch
+):
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    config = sweep_config(dataset, SEEDS, **HELD_OUT)
+    with monkeypatch.context() as patch:
+        patch.setattr(command, "_save_members", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train(config, tmp_path)
+    train(config, tmp_path)
+    assert_same(tmp_path, swept)
+    assert (tmp_path / "population.json").is_file()
 
 
 def test_in_turns_they_are_the_same(dataset, swept, tmp_path):
