@@ -55,12 +55,14 @@ def compile_fast():
 
 @pytest.fixture(scope="module", autouse=True)
 def without_pictures(request):
-    """Pages without pictures, which take seconds: but for the tests of reporting."""
-    if "reporting" in request.path.parts:
+    """Pages without pictures, which take seconds, here and in the processes that tests
+    start: but for the tests of reporting and of the examples."""
+    if "reporting" in request.path.parts or request.path.stem == "test_examples":
         yield
         return
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(run_page, "run_pictures", lambda run: {})
+        patch.setenv("PYTHONPATH", str(ROOT / "tests" / "no_pictures"), prepend=":")
         yield
 
 
