@@ -4,6 +4,7 @@
 import json
 import shutil
 from contextlib import closing
+from types import SimpleNamespace
 
 import gymnasium
 import jax
@@ -20,7 +21,11 @@ from dt_jax.commands.sweep import Sweep
 from dt_jax.commands.train import train
 from dt_jax.config import saved_config
 from dt_jax.system.files import read_json
-from dt_jax.training.metrics import MetricWriter, read_metrics
+from dt_jax.training.metrics import (
+    MetricWriter,
+    PopulationMetrics,
+    read_metrics,
+)
 
 pytestmark = pytest.mark.usefixtures("compile_fast")
 UPDATES = 200
@@ -76,8 +81,9 @@ def alone(dataset, tmp_path_factory):
     ("placement", "chosen"),
     [
         ("device", [0, 1, 2, 0, 2]),  # on 4 devices 2 places each, 3 of them in vain
-        ("host", [2, 0, 1]),  # fewer than devices: each has a share of the batches
-        ("device", [0, 1]),  # of one seed, so that they share what is drawn
+        # Fewer than devices: each has a share of the batches, of which two are of one
+        # seed and so the same.
+        ("host", [2, 0, 1]),
     ],
 )
 def test_a_member_is_the_run_that_it_would_be_alone(
@@ -165,26 +171,18 @@ def test_interrupted_it_ends_at_the_same_bits(dataset, swept, tmp_path, monkeypa
         if record["step"] == 8:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(MetricWriter, "write", interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        train(config, tmp_path)
-    monkeypatch.setattr(MetricWriter, "write", write)
-    assert not (tmp_path / "population.json").exists()
-    train(config, tmp_path)
-    assert_same(tmp_path, swept)
-
-
-def test_killed_after_its_last_save_it_is_concluded(
-    dataset, swept, tmp_path, monkeypatch
-):
-    def killed(*_):
+    def killed(*_):  # after the last save of all, before those of the members
         raise KeyboardInterrupt
 
-    config = sweep_config(dataset, SEEDS, **HELD_OUT)
-    with monkeypatch.context() as patch:
-        patch.setattr(command, "_save_members", killed)
-        with pytest.raises(KeyboardInterrupt):
-            train(config, tmp_path)
+    for place, name, disturbed in (
+        (MetricWriter, "write", interrupt),
+        (command, "_save_members", killed),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(place, name, disturbed)
+            with pytest.raises(KeyboardInterrupt):
+                train(config, tmp_path)
+        assert not (tmp_path / "population.json").exists()
     train(config, tmp_path)
     assert_same(tmp_path, swept)
     assert (tmp_path / "population.json").is_file()
@@ -220,8 +218,8 @@ def test_a_member_that_stops_is_marked_and_the_others_go_on(dataset, tmp_path, c
     assert other["step"] == 12
     assert not (tmp_path / "members" / stopped["name"] / "checkpoints").exists()
     assert "has stopped at update" in " ".join(capsys.readouterr().out.split())
-    alone = members_of(config)[other["name"]]
-    train(alone, tmp_path / "alone")
+    # Of one seed, both have read the same batches; the other one is as it is alone.
+    train(members_of(config)[other["name"]], tmp_path / "alone")
     losses = [
         [r["loss"] for r in read_metrics(run / "metrics.jsonl")]
         for run in (tmp_path / "alone", tmp_path / "members" / other["name"])
@@ -229,11 +227,13 @@ def test_a_member_that_stops_is_marked_and_the_others_go_on(dataset, tmp_path, c
     np.testing.assert_allclose(*losses, rtol=1e-5)
 
 
-def test_where_all_stop_the_run_does(dataset, tmp_path):
-    rates = {"optimizer.learning_rate": [1e38, 2e38]}
-    config = sweep_config(dataset, rates, **{"train.max_bad_updates": 3})
-    with pytest.raises(FloatingPointError, match="all 2 members have stopped"):
-        train(config, tmp_path)
+def test_a_sweep_stops_when_all_members_have():
+    members = [SimpleNamespace(step=5, bad_in_a_row=3)]
+    members.append(SimpleNamespace(step=12, bad_in_a_row=0))
+    metrics = PopulationMetrics(members)
+    assert (metrics.step, metrics.bad_in_a_row) == (12, 0)
+    members[1].bad_in_a_row = 4
+    assert metrics.bad_in_a_row == 3
 
 
 class Points(gymnasium.Env):
