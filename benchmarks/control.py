@@ -199,7 +199,7 @@ def draw(found):
         axis.errorbar(asked, mean, std, color="C0", marker="o", label="achieved ± sd")
         axis.set(title=name, xlabel="return asked for")
     axes[0].set_ylabel("return")
-    axes[0].legend(frameon=False, fontsize=8)
+    axes[0].legend(frameon=False, fontsize=8, loc="lower right")
     return figure
 
 

@@ -180,10 +180,9 @@ def _compile(setup, placement, state, step):
 def _update(setup, feed, call, state, metrics, checkpoints):
     """Make the updates; in the first process also leave what a run leaves."""
     config = setup.config
-    held_outs, writer, saved = [None], None, None
+    held_outs, saved = [None], None
     if first := checkpoints is not None:
         held_outs = _held_outs(setup, feed)
-        writer = _writer(setup, metrics.step)
         if config.sweep:
             saved = partial(_save_members, setup, metrics)
         else:
@@ -202,7 +201,7 @@ def _update(setup, feed, call, state, metrics, checkpoints):
         heartbeat_seconds=config.distributed.heartbeat_seconds,
         why_bad=partial(setup.why_bad, metrics),
         whole=setup.whole,
-        writer=writer,
+        writer=_writer(setup, metrics.step) if first else None,
         checkpoints=checkpoints,
         record=setup.record(),
         validation_loss=held_outs[0] and setup.validation_loss(held_outs),
