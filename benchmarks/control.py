@@ -6,7 +6,7 @@
 
 The agents that pybullet ships are made worse in four degrees. A model trained on all of
 their episodes is asked for five returns, beside a clone that sees no returns. Prints a
-table, and writes control.json and control.png here. An hour and a half on two CPU
+table, and writes control.json and control.png here. About an hour on two CPU
 cores.
 """
 
