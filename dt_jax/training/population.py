@@ -113,16 +113,19 @@ class Population:
             member: [self._samplers[member].draw(step + u) for u in range(num_updates)]
             for member in set(self._draws_GxD.reshape(-1).tolist())
         }
-        episodes, starts = (
-            np.stack(
+
+        def drawn(part):
+            return np.array(
                 [
-                    [[draws[member][u][part][share] for member in row] for u in updates]
+                    [
+                        [draws[member][update][part][share] for member in row]
+                        for update in range(num_updates)
+                    ]
                     for share, row in self._shares()
                 ]
             )
-            for updates in [range(num_updates)]
-            for part in (0, 1)
-        )
+
+        episodes, starts = drawn(0), drawn(1)
         flat = gather(self._kinds[0], episodes.reshape(-1), starts.reshape(-1))
         if isinstance(flat, Batch) and len(self._kinds) > 1:
             flat = self._with_all_returns(flat, episodes, starts)

@@ -36,7 +36,7 @@ def make_train_call(
       call(state, store, items) -> (state, Metrics of U): the state is one plain tree,
       replicated and donated; `items` has leading axes [G, U]; `fetch(store, item)`
       makes the device's `Batch` of one update. A step is the same whatever U is. Of a
-      `population` the state is what its `place` gives, and the metrics are UxP.
+      `population` the state is what `place` gives, and the metrics are UxP.
     """
     same = {
         "state_mean": state_mean,
