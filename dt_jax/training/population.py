@@ -15,7 +15,7 @@ import numpy as np
 from dt_jax.data.segments import Batch, SegmentSampler
 from dt_jax.training.train_step import Metrics, TrainState, train_step
 
-DEVICES = "devices"  # the axis of `jax.pmap`
+DEVICES = "devices"  # the axis over all of them
 
 
 class Population:
