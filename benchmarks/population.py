@@ -12,6 +12,7 @@ updates a second as one. Prints medians and ratios; writes population.json here.
 import argparse
 import json
 import tempfile
+import time
 from contextlib import ExitStack, closing
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from benchmarks.updates import SHAPES, start, write_dataset
 
 HERE = Path(__file__).parent
 MEMBERS = (2, 4, 8, 16, 32)
+PER_CALL = 10  # updates
 
 
 def main():
@@ -54,7 +56,10 @@ def main():
 
 def measure(data, count, rounds):
     """Updates a second, of one run and of all members together: medians."""
-    ways = {1: {}, count: {"sweep": json.dumps({"seed": list(range(count))})}}
+    seeds = json.dumps({"seed": list(range(count))})
+    ways = {1: {}, count: {"sweep": seeds}}
+    for changes in ways.values():
+        changes["train.updates_per_call"] = PER_CALL
     rates = {number: [] for number in ways}
     with ExitStack() as stack:
         processes = {
@@ -67,6 +72,7 @@ def measure(data, count, rounds):
             for number, process in processes.items():
                 rate, _ = next(process)
                 rates[number].append(number * rate)
+                time.sleep(2 + 2 * PER_CALL / rate)  # until its call in flight is over
     return (float(np.median(rates[number])) for number in ways)
 
 
