@@ -16,10 +16,11 @@ from dt_jax.acting.policy import Policy
 from dt_jax.commands import train as command
 from dt_jax.commands.evaluate import evaluate
 from dt_jax.commands.members import members_of
+from dt_jax.commands.report import report
 from dt_jax.commands.setup import Setup
 from dt_jax.commands.sweep import Sweep
 from dt_jax.commands.train import train
-from dt_jax.config import saved_config
+from dt_jax.config import default_config, saved_config
 from dt_jax.system.files import read_json
 from dt_jax.training.metrics import (
     MetricWriter,
@@ -267,6 +268,14 @@ def test_members_are_evaluated_together_on_the_same_seeds(swept, tmp_path):
         alone = evaluate(config, workdir / "members" / name)
         actors = [a["mean"] for a in alone["actors"] if a["target"] is not None]
         assert actors[-1] == pytest.approx(mean, rel=1e-5)
+
+
+def test_its_page_is_made_again(swept, capsys):
+    page = swept / "report" / "index.html"
+    page.unlink()
+    report(default_config(), swept)
+    assert "4 runs, by setting" in capsys.readouterr().out
+    assert "4 runs trained together" in page.read_text()
 
 
 def test_a_sweep_is_no_run(swept):
