@@ -90,6 +90,9 @@ def default_config() -> ConfigDict:
     data.discount = 1.0
     # 'length': trajectories are drawn in proportion to their length; 'uniform': alike.
     data.weighting = "length"
+    # Train only on the trajectories with the highest returns, which hold this share of
+    # all steps; an epoch has as many updates as with all of them.
+    data.keep_best = 1.0
     # Cut a row after each `done` inside it, so that returns do not run across a reset.
     data.split_on_dones = False
     # Mean and std of the states: 'stored', the dataset's own where it has them; or
@@ -129,6 +132,9 @@ def default_config() -> ConfigDict:
     model.embd_pdrop = 0.1
     # Dropout of the attention's weights.
     model.attn_pdrop = 0.1
+    # 'return': the model looks at returns-to-go; 'nothing': it does not, and clones the
+    # behaviour in the data.
+    model.condition_on = "return"
     # Added to the variance in a layer norm.
     model.layer_norm_epsilon = 1e-5
     # Standard deviation of the first weights.
@@ -188,7 +194,7 @@ def default_config() -> ConfigDict:
     evaluation.environment_kwargs = "{}"
     # Returns to aim at, in raw reward; empty: 10, 50, 90 and 100 % of the data's.
     evaluation.targets = ()
-    # Episodes for each target, on the same seeds.
+    # Episodes for each target, on the same seeds; 0: no evaluation.
     evaluation.episodes = 20
     # Episodes are cut after so many steps; 0: after the environment's own limit, else
     # the longest trajectory of the data (in collecting: data.max_ep_len).
@@ -199,7 +205,8 @@ def default_config() -> ConfigDict:
     # Divides the logits of discrete actions before one is drawn.
     evaluation.temperature = 1.0
     # Others to compare with, on the same seeds: 'module:callable' (observations ->
-    # actions), a .zip of stable-baselines3, a workdir or a Hugging Face folder.
+    # actions), a .zip of stable-baselines3, a workdir or a Hugging Face folder; and
+    # 'clone', or 'clone-best-10%' of the data, which are trained before the run.
     evaluation.baselines = ()
     # Returns that are normalised to 0 and to 100; empty: those published with the data,
     # else that of random actions and the data's 90 % quantile.

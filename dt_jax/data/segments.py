@@ -79,7 +79,7 @@ class SegmentSampler:
     `context_length` steps are read from it; the rest is padded on the left.
 
     Args:
-      trajectories: what to draw from.
+      trajectories: what to draw from. kept, an attribute: those that are drawn.
       batch_size: B. context_length: K.
       max_ep_len: timesteps count from the start of the trajectory and stop at
         `max_ep_len - 1`.
@@ -87,6 +87,7 @@ class SegmentSampler:
       weighting: 'length' draws trajectories in proportion to their length, 'uniform'
         all alike.
       seed: with the step it determines a batch; there is no other state.
+      keep_best: only `trajectories.best(keep_best)` are drawn.
     """
 
     def __init__(
@@ -99,6 +100,7 @@ class SegmentSampler:
         return_scale: float,
         weighting: str,
         seed: int,
+        keep_best: float = 1.0,
     ):
         for key, value in (
             ("batch_size", batch_size),
@@ -121,7 +123,10 @@ class SegmentSampler:
         )
         self._weighting = weighting
         self.seed = seed
-        self._ends = np.cumsum(trajectories.lengths)
+        self.keep_best = keep_best
+        self.kept = trajectories.best(keep_best)
+        self._lengths = trajectories.lengths[self.kept]
+        self._ends = np.cumsum(self._lengths)
 
     def __repr__(self) -> str:
         return (
@@ -138,14 +143,14 @@ class SegmentSampler:
         generator = np.random.Generator(
             np.random.Philox(key=self.seed, counter=[0, 0, 0, step])
         )
-        lengths = self.trajectories.lengths
+        lengths, size = self._lengths, self.batch_size
         if self._weighting == "length":
             # A uniform step of all steps is a trajectory by length and a uniform start.
-            steps_B = generator.integers(self._ends[-1], size=self.batch_size)
-            episodes_B = np.searchsorted(self._ends, steps_B, side="right")
-            return episodes_B, steps_B - (self._ends - lengths)[episodes_B]
-        episodes_B = generator.integers(len(lengths), size=self.batch_size)
-        return episodes_B, generator.integers(lengths[episodes_B])
+            steps_B = generator.integers(self._ends[-1], size=size)
+            drawn_B = np.searchsorted(self._ends, steps_B, side="right")
+            return self.kept[drawn_B], steps_B - (self._ends - lengths)[drawn_B]
+        drawn_B = generator.integers(len(lengths), size=size)
+        return self.kept[drawn_B], generator.integers(lengths[drawn_B])
 
     def gather(self, episodes_B: np.ndarray, starts_B: np.ndarray) -> Batch:
         """The segments that begin at these starts of these trajectories."""

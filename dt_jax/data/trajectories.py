@@ -190,6 +190,23 @@ class Trajectories:
             )
         return self.select(~held_out[group_E]), self.select(held_out[group_E])
 
+    def best(self, share: float) -> np.ndarray:
+        """The trajectories with the highest returns, int64, in the order of the data:
+        as few as hold this share of the steps; of equal returns the digests decide.
+
+        Raises:
+          ValueError: the share is not in (0, 1].
+        """
+        if not 0 < share <= 1:
+            raise ValueError(f"keep_best={share}: expected above 0, at most 1")
+        if share == 1:
+            return np.arange(self.num_trajectories)
+        returns_E = self.discounted(1.0)[self.starts]
+        order_E = np.lexsort((self.facts().digests, -returns_E))
+        steps_E = np.cumsum(self.lengths[order_E])
+        count = np.searchsorted(steps_E, share * self.num_steps) + 1
+        return np.sort(order_E[:count])
+
     def choice_counts(self) -> list[np.ndarray]:
         """How often each choice was taken in these trajectories, int64, for each
         dimension of discrete actions; [] of continuous ones."""

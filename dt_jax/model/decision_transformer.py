@@ -28,6 +28,7 @@ from dt_jax.model.layers import (
 )
 from dt_jax.system.text import check_choice
 
+CONDITIONS = ("return", "nothing")
 DTYPES = ("float32", "bfloat16", "float16")  # what layers can compute in
 
 
@@ -51,7 +52,8 @@ class DecisionTransformer(nn.Module):
     (a `config.json` may leave keys out); `dtype` is what the layers compute in, the
     parameters stay float32. `action_sizes` are the choices of each dimension of a
     discrete action, `act_dim` in all; actions are then one-hot vectors, and what is
-    predicted are logits, without `action_tanh`.
+    predicted are logits, without `action_tanh`. `condition_on='nothing'` lets no token
+    look at a return, so that the model clones behaviour; its parameters are the same.
     """
 
     state_dim: int = 17
@@ -74,6 +76,7 @@ class DecisionTransformer(nn.Module):
     scale_attn_by_inverse_layer_idx: bool = False
     dtype: str = "float32"
     action_sizes: tuple[int, ...] = ()
+    condition_on: str = "return"
 
     def __post_init__(self):
         self.action_sizes = tuple(self.action_sizes)  # of JSON it is a list
@@ -104,6 +107,8 @@ class DecisionTransformer(nn.Module):
             )
         check_choice("activation_function", self.activation_function, ACTIVATIONS)
         check_choice("dtype", self.dtype, DTYPES)
+        if not isinstance(self.condition_on, jax.Array):
+            check_choice("condition_on", self.condition_on, CONDITIONS)
 
     def __repr__(self) -> str:
         names = ("state_dim", "act_dim", "hidden_size", "n_layer", "n_head")
@@ -186,6 +191,12 @@ class DecisionTransformer(nn.Module):
         place_T = jnp.arange(3 * context_length).reshape(-1, 3).T.reshape(-1)  # HF's
         causal_TxT = place_T[:, None] >= place_T[None]
         valid_BxT = jnp.tile(attention_mask > 0, (1, 3))
+        sees_returns = self.condition_on  # traced, it is a bool
+        if isinstance(sees_returns, str):
+            sees_returns = sees_returns == "return"
+        if sees_returns is not True:
+            is_return_T = jnp.arange(3 * context_length) < context_length
+            valid_BxT &= (sees_returns | ~is_return_T)[None]
         mask_BxTxT = causal_TxT[None] & valid_BxT[:, None]
         for layer in range(self.n_layer - 1):
             x_BxTxD = self._block(layer, x_BxTxD, mask_BxTxT, slice(None), keep, drop)

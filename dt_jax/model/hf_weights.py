@@ -119,7 +119,15 @@ def export_hf(
       params: all the parameters of that model. Equal ones give equal bytes.
       normalization: what acting needs besides, for `normalization.json`: state_mean and
         state_std (lists of S), return_scale, discount, context_length and max_ep_len.
+
+    Raises:
+      ValueError: Hugging Face's model cannot do what this one does.
     """
+    if getattr(model, "condition_on", "return") != "return":
+        raise ValueError(
+            f"model.condition_on={model.condition_on!r}: Hugging Face's model always "
+            "looks at returns; the run itself can act and be evaluated"
+        )
     fields = {key: getattr(model, key) for key in FIELDS}
     _check_fields("model", fields)
     discrete = {}

@@ -48,6 +48,7 @@ def data_report(
         "held_out_trajectories": whole.num_trajectories - trajectories.num_trajectories,
         "lengths": _quantiles(lengths_E),
         "returns": _quantiles(returns_E),
+        "kept": _kept(sampler),
         "return_mean": float(returns_E.mean(dtype=np.float64)),
         "return_std": float(returns_E.std(dtype=np.float64)),
         "returns_to_go": _quantiles(to_go),
@@ -104,6 +105,7 @@ def describe_data(report: dict, *, with_memory: bool = True) -> str:
         f"state_dim {report['state_dim']}, act_dim {report['act_dim']}, "
         f"{_bytes(report['bytes'])}",
         *([f"  held out besides: {held_out:,} trajectories"] if held_out else []),
+        *_describe_kept(report["kept"]),
         *_source(report["about"]),
         "  " + " " * 22 + "".join(f"{q:>11s}" for q in report["lengths"]),
         row("length", report["lengths"]),
@@ -147,6 +149,30 @@ def _actions(report):
     low, high = report["action_range"]
     scaled = ", scaled to -1 and 1" if report["action_bounds"] else ""
     return f"actions from {low:.4g} to {high:.4g}{scaled}"
+
+
+def _kept(sampler):
+    """What `data.keep_best` leaves to train on; None when it leaves all."""
+    trajectories, kept = sampler.trajectories, sampler.kept
+    if len(kept) == trajectories.num_trajectories:
+        return None
+    returns = trajectories.discounted(1.0)[trajectories.starts[kept]]
+    return {
+        "keep_best": sampler.keep_best,
+        "trajectories": len(kept),
+        "steps": int(trajectories.lengths[kept].sum()),
+        "lowest_return": float(returns.min()),
+    }
+
+
+def _describe_kept(kept):
+    if kept:
+        yield (
+            "  data.keep_best={keep_best:g} leaves {trajectories:,} of them, "
+            "{steps:,} steps, with returns of {lowest_return:.5g} and more".format(
+                **kept
+            )
+        )
 
 
 def _histogram(values):

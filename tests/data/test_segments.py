@@ -207,6 +207,17 @@ def test_draws_follow_their_distribution(weighting):
 
 
 @pytest.mark.parametrize("weighting", ["length", "uniform"])
+def test_the_best_are_drawn_as_if_there_were_no_others(weighting):
+    sampler = make_sampler((3, 1, 40, 9, 25), weighting=weighting, keep_best=0.4)
+    assert 0 < len(sampler.kept) < 5
+    alone = SegmentSampler(
+        sampler.trajectories.select(sampler.kept), **SETTINGS | {"weighting": weighting}
+    )
+    for step in range(20):
+        assert_same_bits(sampler.batch(step), alone.batch(step))
+
+
+@pytest.mark.parametrize("weighting", ["length", "uniform"])
 def test_a_batch_of_any_size_runs_equally_many_lines_of_python(weighting, monkeypatch):
     monkeypatch.setattr(rows, "THREAD_BYTES", 1 << 40)  # more threads are more lines
 
@@ -261,6 +272,8 @@ def test_gather_reads_across_pieces_and_leaves_the_store_alone():
             "weighting='len': expected length or uniform; did you mean length?",
         ),
         ({"seed": -1}, "seed=-1: expected 0 to 2**32 - 1"),
+        ({"keep_best": 0.0}, "keep_best=0.0: expected above 0, at most 1"),
+        ({"keep_best": 1.1}, "keep_best=1.1: expected above 0, at most 1"),
     ],
 )
 def test_bad_arguments_are_named(changes, message):

@@ -213,6 +213,31 @@ def test_splits_on_paper():
     assert store.split(0.0)[0] is store
 
 
+def test_the_best_on_paper():
+    # Returns 3, 9, 1, 9, 5 in 2, 1, 3, 1 and 3 of 10 steps.
+    rewards = [[1, 2], [9], [1, 0, 0], [9], [0, 0, 5]]
+    episodes = [
+        {"states": np.full((len(r), 1), n), "actions": np.zeros((len(r), 1))}
+        | {"rewards": r}
+        for n, r in enumerate(rewards)
+    ]
+    store = Trajectories.from_episodes(episodes, discount=0.5)
+    first = 1 if store.facts().digests[1] < store.facts().digests[3] else 3
+    for share, expected in (
+        (0.1, [first]),
+        (0.11, [1, 3]),
+        (0.2, [1, 3]),
+        (0.21, [1, 3, 4]),
+        (0.7, [0, 1, 3, 4]),
+        (0.71, [0, 1, 2, 3, 4]),
+        (1.0, [0, 1, 2, 3, 4]),
+    ):
+        assert store.best(share).tolist() == expected
+    # In another order the same trajectories are the best.
+    turned = store.select([4, 3, 2, 1, 0])
+    assert turned.best(0.1).tolist() == [4 - first]
+
+
 @pytest.mark.parametrize(
     ("fraction", "message"),
     [

@@ -99,6 +99,27 @@ def test_a_prediction_depends_on_all_of_its_past_and_on_nothing_else(all_heads):
             )
 
 
+def test_a_clone_never_looks_at_a_return():
+    model, params, batch, _ = load("base")
+    other = batch | {"returns_to_go": batch["returns_to_go"] + 1}
+    valid = batch["attention_mask"] > 0
+
+    def actions(condition_on, batch):
+        told = model.clone(condition_on=condition_on)
+        found = told.apply({"params": params}, **batch)
+        return np.asarray(found.action_preds)[valid]
+
+    seen, found = actions("return", batch), actions("nothing", batch)
+    assert (seen != actions("return", other)).any()
+    np.testing.assert_array_equal(found, actions("nothing", other))
+    assert (found != seen).all()
+    # In a population an array of a bool says it: the same numbers.
+    np.testing.assert_array_equal(
+        actions(jnp.bool_(True), other), actions("return", other)
+    )
+    np.testing.assert_array_equal(actions(jnp.bool_(False), other), found)
+
+
 @pytest.mark.parametrize("all_heads", [False, True])
 def test_padding_changes_no_bit(all_heads):
     model, params, batch, _ = load("two_heads")
@@ -422,6 +443,7 @@ def test_the_gradient_of_attention_is_the_one_jax_derives():
             {"dtype": "int8"},
             "dtype='int8': expected one of float32, bfloat16, float16",
         ),
+        ({"condition_on": "none"}, "condition_on='none': expected return or nothing"),
     ],
 )
 def test_fields_that_make_no_model_are_named(fields, message):

@@ -227,11 +227,14 @@ def test_other_precisions_become_float32(folder, dtype, edit):
     np.testing.assert_array_equal(found, expected.astype(np.float32))
 
 
+OURS = ("dtype", "action_sizes", "condition_on")  # fields that HF has not
+
+
 def test_keys_that_a_config_leaves_out_have_hf_defaults(folder):
     defaults = {
         field.name: field.default
         for field in dataclasses.fields(DecisionTransformer)
-        if field.name not in ("parent", "name", "dtype", "action_sizes")
+        if field.name not in ("parent", "name", *OURS)
     }
     assert defaults == FIELDS
     config = {"state_dim": 5, "act_dim": 3, "hidden_size": 16, "max_ep_len": 24}
@@ -385,6 +388,14 @@ def test_without_torch_a_pickled_model_is_refused(folder, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(ValueError, match=r"pytorch_model.bin: needs torch; or save"):
         import_hf(folder)
+
+
+def test_a_clone_is_not_exported(tmp_path):
+    fields, params = import_hf(GOLDEN / "base")
+    clone = DecisionTransformer(**fields, condition_on="nothing")
+    with pytest.raises(ValueError, match="condition_on='nothing': Hugging Face's"):
+        export_hf(tmp_path / "hf", clone, params)
+    assert not (tmp_path / "hf").exists()
 
 
 @pytest.mark.parametrize(

@@ -88,6 +88,7 @@ def test_the_figures_by_hand():
         "fingerprint": store.fingerprint(),
         "held_out_trajectories": 0,
         "lengths": quantiles(1, 1.2, 2, 3.6, 4),
+        "kept": None,
         "returns": quantiles(0.1, 0.12, 0.2, 0.36, 0.4),
         # of 0.4, 0.1 and 0.2 in float32
         "return_mean": pytest.approx(0.7 / 3, rel=1e-6),
