@@ -17,6 +17,7 @@ from dt_jax.trading.backtest import BUSINESS_DAYS, Curves, drawdown, figures
 
 RANDOM = "random actions"  # the actor whose mean return is normalised to 0
 WEAK_RANK = 0.5  # targets that steer less than this hardly steer
+CLEAR = 2.0  # standard errors from which on one is better than another
 MOST_DAYS = 300  # of the curves of accounts
 YEARS = {365: "365 days", 252: "252 business days", 52: "52 weeks", 12: "12 months"}
 
@@ -94,6 +95,7 @@ def evaluation_report(
             "truncated": actor.truncated,
             "mean": mean,
             "std": float(actor.returns.std()),
+            "error": standard_error(actor.returns),
             "normalized": None if high == low else 100.0 * (mean - low) / (high - low),
             "backtest": _backtest(actor.curves, periods_a_year),
         }
@@ -111,6 +113,7 @@ def evaluation_report(
             [actor.target for actor in targeted],
             [actor.returns.mean() for actor in targeted],
         ),
+        "verdicts": _verdicts(targeted, actors),
         "backtest_references": backtest_references
         and {
             name: _backtest(curves, periods_a_year)
@@ -122,6 +125,48 @@ def evaluation_report(
         else periods_a_year,
     }
     return report | {"warnings": _warnings(report)}
+
+
+def standard_error(values: Sequence[float]) -> float | None:
+    """Of their mean; None of one alone."""
+    if len(values) < 2:
+        return None
+    return float(np.std(values, ddof=1) / math.sqrt(len(values)))
+
+
+def _verdicts(targeted, actors):
+    """Of each baseline but chance: by how much the target with the highest mean return
+    is better, paired by the seeds of the episodes."""
+    best = max(targeted, key=lambda actor: actor.returns.mean())
+    verdicts = []
+    for actor in actors:
+        if actor.target is None and actor.name != RANDOM:
+            differences = best.returns - actor.returns
+            verdicts.append(
+                {
+                    "baseline": actor.name,
+                    "target": best.target,
+                    "of_targets": len(targeted),
+                    "difference": float(differences.mean()),
+                    "error": standard_error(differences),
+                }
+            )
+    return verdicts
+
+
+def _describe_verdict(verdict):
+    best, other = f"target {_number(verdict['target'])}", verdict["baseline"]
+    if (count := verdict["of_targets"]) > 1:
+        best = f"the best of {count} targets ({_number(verdict['target'])})"
+    more, error = verdict["difference"], verdict["error"]
+    if more < 0:
+        more, best, other = -more, other, best
+    by = _number(more)
+    if error:
+        by += f" ± {_number(error)}, {more / error:.1f} standard errors"
+    if more and more >= CLEAR * (error or 0.0):
+        return f"{best} beats {other} by {by}"
+    return f"{best} does not clearly beat {other}: {by}"
 
 
 def _curves(actors, references):
@@ -244,18 +289,25 @@ def _return_table(report):
     rows = [
         (
             actor["name"],
-            (actor["mean"], actor["std"], min(actor["returns"]), max(actor["returns"])),
+            (
+                actor["mean"],
+                standard_error(actor["returns"]),
+                actor["std"],
+                min(actor["returns"]),
+                max(actor["returns"]),
+            ),
             _cell(actor["normalized"], ".1f"),
             f"{np.mean(actor['lengths']):.0f}",
         )
         for actor in report["actors"]
     ]
-    data = [report["data"]["returns"][name] for name in ("mean", "std", "min", "max")]
-    rows.append(("training data", data, "", ""))
+    mean, *spread = map(report["data"]["returns"].get, ("mean", "std", "min", "max"))
+    rows.append(("training data", (mean, None, *spread), "", ""))
     # As many decimals for all as give the largest number four digits.
-    largest = max(abs(number) for _, numbers, *_ in rows for number in numbers) or 1.0
+    numbers = [abs(number) for _, row, *_ in rows for number in row if number]
+    largest = max(numbers, default=1.0)
     digits = max(0, 3 - math.floor(math.log10(largest)))
-    show = (f"{{:,.{digits}f}}" if largest < 1e7 else "{:.3e}").format
+    show = (f"{{:,.{digits}f}}" if 1e-3 < largest < 1e7 else "{:.3e}").format
     low, high = (show(report["reference"][key]) for key in ("low", "high"))
     notes = [
         f"normalised: 0 is a return of {low}, 100 one of {high}"
@@ -266,10 +318,17 @@ def _return_table(report):
         count = report["episodes"] * len(report["actors"])
         notes.append(f"cut by a time limit: {cut:,} of {count:,} episodes")
     if report["spearman"] is not None:
-        notes.append(f"rank correlation with the targets: {report['spearman']:.2f}")
+        count = sum(actor["target"] is not None for actor in report["actors"])
+        notes.append(
+            f"rank correlation with the {count} targets: {report['spearman']:.2f}"
+        )
+    notes += map(_describe_verdict, report.get("verdicts", []))
     return Table(
-        ("", "return", "± sd", "min", "max", "normalised", "steps"),
-        [(name, *map(show, numbers), *others) for name, numbers, *others in rows],
+        ("", "return", "± se", "sd", "min", "max", "normalised", "steps"),
+        [
+            (name, *("-" if n is None else show(n) for n in numbers), *others)
+            for name, numbers, *others in rows
+        ],
         notes,
     )
 

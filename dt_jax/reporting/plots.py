@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from dt_jax.reporting.evaluation_tables import standard_error
 from dt_jax.reporting.style import (
     BAND,
     BLUE,
@@ -122,15 +123,18 @@ def draw_targets(report: dict) -> "Figure":
     targeted, baselines = _actors(report)
     for actor, colour in zip(baselines, cycle(OTHERS)):
         axes.axhline(actor["mean"], color=colour, label=_short(actor["name"]))
+        error = standard_error(actor["returns"]) or 0.0
+        band = actor["mean"] - error, actor["mean"] + error
+        axes.axhspan(*band, color=colour, alpha=0.15, linewidth=0)
     targets = [actor["target"] for actor in targeted]
     axes.plot(targets, targets, color=SOFT, linestyle="--", label="as asked for")
     for actor, colour in zip(targeted, _shades(len(targeted)), strict=True):
         each = np.full(len(actor["returns"]), actor["target"])
         axes.plot(each, actor["returns"], ".", color=SOFT, alpha=0.4, markersize=4)
         axes.errorbar(
-            *(actor["target"], actor["mean"], actor["std"]),
+            *(actor["target"], actor["mean"], standard_error(actor["returns"])),
             **{"fmt": "o", "color": colour, "capsize": 4, "zorder": 3},
-            label="mean ± sd" if actor is targeted[-1] else None,
+            label="mean ± standard error" if actor is targeted[-1] else None,
         )
     legend(figure, columns=3)
     return figure
@@ -145,13 +149,15 @@ def draw_by_update(reports: Sequence[dict]) -> "Figure":
     colours += [colour for _, colour in zip(baselines, cycle(OTHERS))]
     for actor, colour in zip([*targeted, *baselines], colours, strict=True):
         points = [
-            (report["step"], found["mean"])
+            (report["step"], found["mean"], standard_error(found["returns"]) or 0.0)
             for report in reports
             for found in report["actors"]
             if found["name"] == actor["name"]
         ]
-        axes.plot(*zip(*points, strict=True), "o-", color=colour, markersize=4)
+        steps, means, errors = zip(*points, strict=True)
+        axes.plot(steps, means, "o-", color=colour, markersize=4)
         axes.lines[-1].set_label(_short(actor["name"]))
+        axes.errorbar(steps, means, errors, fmt="none", ecolor=colour, capsize=3)
     legend(figure, columns=3)
     return figure
 

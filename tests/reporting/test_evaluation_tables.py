@@ -76,6 +76,7 @@ def test_the_figures_by_hand():
                 "truncated": 2,
                 "mean": 5,
                 "std": 1,
+                "error": 1,  # of 4 and 6, or 0 and 2: sqrt(2) / sqrt(2)
                 "normalized": 50,
                 "backtest": None,
             },
@@ -87,11 +88,13 @@ def test_the_figures_by_hand():
                 "truncated": 0,
                 "mean": 1,
                 "std": 1,
+                "error": 1,
                 "normalized": 0,
                 "backtest": None,
             },
         ],
         "spearman": None,
+        "verdicts": [],
         "backtest_references": None,
         "curves": None,
         "periods_a_year": None,
@@ -230,14 +233,14 @@ def test_the_text():
 
 TEXT = """\
 Evaluation: Some-v0, update 1,500, 1 episodes each from seed 7
-                  return  ± sd    min    max  normalised  steps
-  target -8         8.90  0.00   8.90   8.90        98.9      3
-  target 2          0.00  0.00   0.00   0.00         0.0      3
-  target 9         -1.00  0.00  -1.00  -1.00       -11.1      3
-  random actions    0.00  0.00   0.00   0.00         0.0      1
-  training data     5.00  3.16   0.00  10.00
+                  return  ± se    sd    min    max  normalised  steps
+  target -8         8.90     -  0.00   8.90   8.90        98.9      3
+  target 2          0.00     -  0.00   0.00   0.00         0.0      3
+  target 9         -1.00     -  0.00  -1.00  -1.00       -11.1      3
+  random actions    0.00     -  0.00   0.00   0.00         0.0      1
+  training data     5.00     -  3.16   0.00  10.00
   normalised: 0 is random actions (0.00), 100 the data's 90 % quantile (9.00)
-  rank correlation with the targets: -1.00
+  rank correlation with the 3 targets: -1.00
 
                   total       annual  volatility  Sharpe  drawdown  turnover
   target -8       +8.9%  +128,826.4%      183.3%    4.58     10.0%     120.6
@@ -253,7 +256,7 @@ Evaluation: Some-v0, update 1,500, 1 episodes each from seed 7
 
 
 @pytest.mark.parametrize(
-    ("size", "shown"), [(1e-6, "-0.000001234"), (1.0, "-1.234"), (1e7, "-1.234e+07")]
+    ("size", "shown"), [(1e-6, "-1.234e-06"), (1.0, "-1.234"), (1e7, "-1.234e+07")]
 )
 def test_a_table_fits_the_width_and_shows_four_digits(size, shown):
     name = "a name that is much longer than the others, which are short"
@@ -266,3 +269,24 @@ def test_a_table_fits_the_width_and_shows_four_digits(size, shown):
     assert first == f"  {name}"  # for which the table has no room
     assert shown in second
     assert len(header) == len(second) <= 80
+
+
+def test_baselines_are_judged_by_the_same_seeds():
+    # Better by 1 and 3: 2 on average, with a standard error of 1, as of 4 and 6.
+    actors = [
+        actor("target 8", 8.0, [4, 6]),
+        actor("target 9", 9.0, [0, 0]),
+        actor("clone", None, [3, 3]),
+        actor("tutor", None, [9, 9]),
+        actor("twin", None, [5, 6]),
+        actor(RANDOM, None, [0, 2]),
+    ]
+    text = " ".join(describe_evaluation(report_of(actors)).split())
+    best = "the best of 2 targets (8)"
+    for line in (
+        f"{best} beats clone by 2 ± 1, 2.0 standard errors",
+        f"tutor beats {best} by 4 ± 1, 4.0 standard errors",
+        f"twin does not clearly beat {best}: 0.5 ± 0.5, 1.0 standard errors",
+    ):
+        assert line in text
+    assert f"beat {RANDOM}" not in text
