@@ -262,6 +262,8 @@ class Policies:
 
     def __init__(self, policies: Sequence[Policy]):
         self._policies = policies
+        conditions = [policy._model.condition_on for policy in policies]
+        self._sees_returns_P = np.array([each == "return" for each in conditions])
         params = [policy._params for policy in policies]
         self._params = jax.tree.map(lambda *leaves: jnp.stack(leaves), *params)
         self._contexts = None
@@ -281,7 +283,13 @@ class Policies:
         first = self._policies[0]
         draw = first._draw and (first._decisions, *first._draw)
         self._contexts, actions_PxExA = _decide_all(
-            first._model, self._params, *first._statistics, self._contexts, step, draw
+            first._model,
+            self._sees_returns_P,
+            self._params,
+            *first._statistics,
+            self._contexts,
+            step,
+            draw,
         )
         actions = zip(self._policies, np.array(actions_PxExA), strict=True)
         return np.concatenate([policy._acted(one) for policy, one in actions])
@@ -317,12 +325,18 @@ _decide = jax.jit(_decide_each, static_argnums=0)
 
 
 @partial(jax.jit, static_argnums=0)
-def _decide_all(model, params_P, mean_S, std_S, scaling, contexts_P, step_P, draw):
-    """The same for P policies that differ in their weights."""
-    decide = partial(_decide_each, model)
-    axes = 0, None, None, None, 0, 0, None
+def _decide_all(
+    model, sees_returns_P, params_P, mean_S, std_S, scaling, contexts_P, step_P, draw
+):
+    """The same for P policies that differ in their weights, and whether they look at
+    returns."""
+
+    def decide(sees_returns, *arguments):
+        return _decide_each(model.clone(condition_on=sees_returns), *arguments)
+
+    axes = 0, 0, None, None, None, 0, 0, None
     return jax.vmap(decide, in_axes=axes)(
-        params_P, mean_S, std_S, scaling, contexts_P, step_P, draw
+        sees_returns_P, params_P, mean_S, std_S, scaling, contexts_P, step_P, draw
     )
 
 

@@ -17,7 +17,7 @@ from dt_jax.acting.checked_env import probe
 from dt_jax.acting.environments import check_spaces, make_environments
 from dt_jax.acting.policy import Policies, Policy
 from dt_jax.acting.rollout import roll_out, roll_out_targets
-from dt_jax.commands.members import MEMBERS, members_of
+from dt_jax.commands.members import MEMBERS, clone_workdir, members_of
 from dt_jax.config import flatten, naming_keys
 from dt_jax.model.decision_transformer import DecisionTransformer
 from dt_jax.reporting.evaluation_tables import (
@@ -69,7 +69,8 @@ def _evaluate_sweep(config, workdir):
     ended = [run for run in runs if (run / "summary.json").is_file()]
     if not ended:
         raise FileNotFoundError(f"{workdir}: no member has come to the end yet")
-    for run, found in zip(ended, act_together(config, ended), strict=True):
+    every = act_together(config, ended, workdir)
+    for run, found in zip(ended, every, strict=True):
         track(
             config, run, found["step"], evaluation_scalars(found), write_run_page(run)
         )
@@ -80,14 +81,16 @@ def _evaluate_sweep(config, workdir):
 
 def act(config: ConfigDict, workdir: Path) -> dict:
     """What `evaluate` does, but for the page and the trackers."""
-    (found,) = act_together(config, [workdir])
+    (found,) = act_together(config, [workdir], workdir)
     print(f"\n{describe_evaluation(found)}\n")
     return found
 
 
-def act_together(config: ConfigDict, workdirs: Sequence[Path]) -> list[dict]:
+def act_together(
+    config: ConfigDict, workdirs: Sequence[Path], home: Path
+) -> list[dict]:
     """The evaluation of each of several runs on the same data, on the same seeds; one
-    policy acts for all of them."""
+    policy acts for all of them. Their clones are in the workdir `home`."""
     report = workdirs[0] / "data_report.json"  # they are all on the same data
     data = read_json(report) if report.is_file() else {}
     about = data.get("about", {})
@@ -98,6 +101,8 @@ def act_together(config: ConfigDict, workdirs: Sequence[Path]) -> list[dict]:
             "eval.environment is empty; expected a Gymnasium id or 'module:callable'"
         )
     check_wandb(config.log.wandb)
+    if not config.eval.episodes:
+        raise ValueError("eval.episodes=0: expected at least 1 to evaluate")
     trained = [load_trained(workdir) for workdir in workdirs]
     if not data:
         raise FileNotFoundError(
@@ -123,7 +128,7 @@ def act_together(config: ConfigDict, workdirs: Sequence[Path]) -> list[dict]:
     for spec in config.eval.baselines:
         baselines[spec] = actor_of(
             "eval.baselines",
-            spec,
+            _workdir_of(spec, home),
             target_return=returns["max"],
             algorithm=config.collect.algorithm,
         )
@@ -207,8 +212,8 @@ def check_evaluation(
         raise ValueError(
             f"eval.score_range={config.eval.score_range}: expected two numbers or none"
         )
-    if config.eval.episodes < 1:
-        raise ValueError(f"eval.episodes={config.eval.episodes}: expected at least 1")
+    if config.eval.episodes < 0:
+        raise ValueError(f"eval.episodes={config.eval.episodes}: expected 0 or more")
     if config.eval.sample and not model.action_sizes:
         raise ValueError("eval.sample=True: the data's actions are not discrete")
     if not config.eval.temperature > 0:
@@ -218,6 +223,8 @@ def check_evaluation(
     if not check_environment(config, about, **_sizes(model)):
         return
     for spec in config.eval.baselines:
+        if clone_workdir(spec, Path()):  # it is yet to be trained
+            continue
         algorithm = config.collect.algorithm
         actor_of("eval.baselines", spec, target_return=0.0, algorithm=algorithm)
 
@@ -319,6 +326,17 @@ def actor_of(key: str, spec: str, **options) -> Actor:
         raise FileNotFoundError(f"{key}: {error}") from error
     except ValueError as error:
         raise ValueError(f"{key}: {error}") from error
+
+
+def _workdir_of(spec, home):
+    """Of the clone that the word names; else the word itself."""
+    clone = clone_workdir(spec, home)
+    if clone and not clone.is_dir():
+        raise FileNotFoundError(
+            f"eval.baselines: {spec}: {clone} is not there; the same command without "
+            "--mode=evaluate trains it"
+        )
+    return str(clone or spec)
 
 
 def environment_kwargs(config: ConfigDict) -> dict:

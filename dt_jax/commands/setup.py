@@ -24,7 +24,7 @@ from dt_jax.commands.evaluate import (
     environment_kwargs,
     environment_of,
 )
-from dt_jax.commands.members import MEMBERS, members_of
+from dt_jax.commands.members import MEMBERS, SIMULATED_MARKET, members_of
 from dt_jax.commands.same_run import check_same_run
 from dt_jax.config import current_names
 from dt_jax.data.episodes import describe_actions
@@ -59,8 +59,6 @@ from dt_jax.training.train_step import TrainState, init_state
 from dt_jax.training.validation import HeldOut
 
 DATA_REPORT = "data_report.json"
-SIMULATED_MARKET = "simulated_market"  # the embedded dataset's folder in the workdir
-
 ACTION_SCALINGS = ("auto", "none")
 
 # Fields of the model that no config key sets; HF's files may have others than ours.
@@ -158,7 +156,7 @@ class Setup:
             weighting=data.weighting,
             seed=config.seed,
         )
-        self.sampler = make_sampler(training)
+        self.sampler = make_sampler(training, keep_best=data.keep_best)
         self.held_out = None if held_out is None else make_sampler(held_out)
         self.model = DecisionTransformer(
             state_dim=self.trajectories.state_dim,
@@ -439,7 +437,10 @@ def _take_over(model, fields, source) -> DecisionTransformer:
         raise ValueError(f"train.init_from={source}: {error}") from None
     fields = model_fields(DecisionTransformer(**fields))
     mine = model_fields(model)
-    chosen = ("resid_pdrop", "embd_pdrop", "attn_pdrop", "initializer_range", "dtype")
+    chosen = (
+        *("resid_pdrop", "embd_pdrop", "attn_pdrop"),
+        *("initializer_range", "dtype", "condition_on"),
+    )
     wrong = [
         key for key in {*mine} - {*chosen, *HF_ONLY_FIELDS} if fields[key] != mine[key]
     ]

@@ -51,6 +51,8 @@ class Sweep:
         for name in DROPOUT:
             rates = [config.model[name] for config in configs]
             numbers[name] = np.array(list(map(dropout_units, rates)))
+        seeing = [config.model.condition_on == "return" for config in configs]
+        numbers["condition_on"] = np.array(seeing)
         rates = {tuple(config.optimizer[n] for n in OF_THE_RATE) for config in configs}
         same = {name for name, x in numbers.items() if len(np.unique(x)) == 1}
         numbers = {name: x for name, x in numbers.items() if name not in same}
@@ -65,9 +67,10 @@ class Sweep:
         values |= {name: numbers[name] for name in OF_THE_UPDATE if name in numbers}
         if "rate" in numbers:
             schedule = partial(_constant, numbers["rate"])
-        dropout = {name: numbers[name] for name in DROPOUT if name in numbers}
+        fields = (*DROPOUT, "condition_on")
+        traced = {name: numbers[name] for name in fields if name in numbers}
         return {
-            "model": first.model.clone(**dropout),
+            "model": first.model.clone(**traced),
             "optimizer": clipped_adamw(schedule, **values),
             "key": jax.random.key(numbers.get("seed", first.config.seed)),
         }
@@ -160,9 +163,9 @@ class Sweep:
 
     def report_data(self, placement: Placement, *, with_memory: bool) -> None:
         self._whole.report_data(placement, with_memory=with_memory)
-        facts = {}  # by the kind of returns
+        facts = {}  # by what is trained on
         for member in self.members if jax.process_index() == 0 else ():
-            kind = id(member.sampler.returns_to_go)
+            kind = id(member.sampler.returns_to_go), member.sampler.keep_best
             if kind not in facts:
                 facts[kind] = member.data_facts(placement)
             write_json(member.workdir / DATA_REPORT, facts[kind])

@@ -28,6 +28,7 @@ from dt_jax.commands.evaluate import (
     track,
     with_known_environment,
 )
+from dt_jax.commands.members import BASELINES, clones_of
 from dt_jax.commands.same_run import check_same_start
 from dt_jax.commands.setup import Setup
 from dt_jax.commands.sweep import Sweep
@@ -79,6 +80,10 @@ def _train(config, workdir):
         with distributed.raise_everywhere():
             if jax.process_index() == 0:
                 stack.enter_context(locked(workdir))
+        clones = clones_of(config, workdir)
+        if clones and _evaluation(setup):
+            distributed.print_once("first the clones that eval.baselines names")
+            _train(clones, workdir / BASELINES)
         if not config.sweep:
             _train_one(setup, workdir / CHECKPOINTS)
             return
@@ -97,6 +102,13 @@ def _train(config, workdir):
             names = [member.workdir.name for member in members]
             found = write_population(workdir, names)
             print(describe_population(workdir, found))
+
+
+def _evaluation(setup) -> ConfigDict | None:
+    """The config with the environment in which the models act; None: in none."""
+    config, about = setup.config, setup.trajectories.about
+    config = with_known_environment(config, setup.members[0].model, about)
+    return config if environment_of(config) and config.eval.episodes else None
 
 
 def _train_one(setup, folder):
@@ -230,17 +242,18 @@ def _writer(setup, step):
 
 
 def _held_outs(setup, feed):
-    """Of each member; those with the same returns share theirs."""
-    made = {}
+    """Of each member; those that see the same returns share theirs."""
+    made, found = {}, []
     for run in setup.members:
-        if run.held_out is not None and id(run.held_out.returns_to_go) not in made:
+        if run.held_out is None:
+            found.append(None)
+            continue
+        kind = id(run.held_out.returns_to_go), run.model.condition_on
+        if kind not in made:
             scaling = run.statistics()["action_scaling"]
-            made[id(run.held_out.returns_to_go)] = HeldOut(
-                run.held_out, run.model, feed, scaling
-            )
-    return [
-        run.held_out and made[id(run.held_out.returns_to_go)] for run in setup.members
-    ]
+            made[kind] = HeldOut(run.held_out, run.model, feed, scaling)
+        found.append(made[kind])
+    return found
 
 
 def _save_members(sweep, metrics, state, is_interrupted) -> None:
@@ -282,13 +295,12 @@ def _conclude(setup, state, metrics, held_outs) -> None:
             errors = held_out.evaluate(own.params, run.sampler.trajectories)
             path = run.workdir / "report" / "held_out.json"
             write_json(path, {"step": meter.step, **errors})
-    about = setup.trajectories.about
-    config = with_known_environment(config, setup.members[0].model, about)
-    found = [None] * len(runs)
-    if environment_of(config) and config.sweep:
-        found = act_together(config, [run.workdir for run, *_ in runs])
-    elif environment_of(config):
-        found = [act(config, setup.workdir)]
+    found, acting = [None] * len(runs), _evaluation(setup)
+    if acting and config.sweep:
+        workdirs = [run.workdir for run, *_ in runs]
+        found = act_together(acting, workdirs, setup.workdir)
+    elif acting:
+        found = [act(acting, setup.workdir)]
     for (run, own, meter), evaluation in zip(runs, found, strict=True):
         scalars = evaluation_scalars(evaluation) if evaluation else {}
         pictures = write_run_page(run.workdir)

@@ -63,7 +63,7 @@ class Population:
         here = slice(self._first, self._first + num_local)
         self._members_GxQ = members_CxQ[here]
 
-        draws_P = _first_equal([sampler.seed for sampler in samplers])
+        draws_P = _first_equal([(each.seed, each.keep_best) for each in samplers])
         draws = [sorted({draws_P[member] for member in row}) for row in members_CxQ]
         self.num_draws = max(map(len, draws))
         draws = [row + row[:1] * (self.num_draws - len(row)) for row in draws]

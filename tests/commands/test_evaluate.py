@@ -98,6 +98,39 @@ def test_a_run_that_was_killed_while_it_acted_is_concluded(workdir, capsys):
     assert "nothing to do" in capsys.readouterr().out
 
 
+def test_clones_are_trained_and_judged_on_the_same_seeds(workdir, tmp_path, capsys):
+    config, copied = make_config(), tmp_path / "run"
+    shutil.copytree(workdir, copied)
+    config.eval.baselines = ("clone", "clone-best-50%")
+    with pytest.raises(FileNotFoundError, match="without --mode=evaluate trains it"):
+        evaluate(config, copied)
+    config.eval.score_range = (0.0, 1.0)
+    train(config, copied)
+    folder = copied / "baselines"
+    clones = {"condition_on=nothing", "condition_on=nothing,keep_best=0.5"}
+    assert {path.name for path in (folder / "members").iterdir()} == clones
+    assert not [*folder.rglob("evaluation.json")]  # they act for the run alone
+    half = json.loads(
+        (folder / "members" / max(clones) / "data_report.json").read_text()
+    )
+    assert half["kept"]["keep_best"] == 0.5
+    assert 0.5 * half["steps"] <= half["kept"]["steps"] < 0.5 * half["steps"] + 100
+    capsys.readouterr()
+    evaluate(config, copied)
+    assert (
+        "does not clearly beat" in (text := capsys.readouterr().out) or "beats" in text
+    )
+    found = report_of(copied)
+    assert [actor["name"] for actor in found["actors"][-2:]] == [*config.eval.baselines]
+    returns = {actor["name"]: np.array(actor["returns"]) for actor in found["actors"]}
+    best = max(found["actors"][:3], key=lambda actor: actor["mean"])["name"]
+    for verdict in found["verdicts"]:
+        differences = returns[best] - returns[verdict["baseline"]]
+        assert verdict["difference"] == pytest.approx(differences.mean())
+    alone = Policy.load(folder / "members" / min(clones))
+    assert alone._model.condition_on == "nothing"
+
+
 def test_targets_come_from_the_data_and_others_act_beside(workdir):
     config = make_config()
     config.eval.targets = ()
@@ -141,7 +174,8 @@ def test_the_card_of_an_exported_model_has_the_figures(workdir):
             {"score_range": (1.0,)},
             r"eval.score_range=\(1.0,\): expected two",
         ),
-        ({"episodes": 0}, "eval.episodes=0: expected at least 1"),
+        ({"episodes": -1}, "eval.episodes=-1: expected 0 or more"),
+        ({"baselines": ("clone-best-0%",)}, "clone-best-0%: expected above 0 and"),
         (
             {"environment": "Pendulum-v1"},
             "eval.environment=Pendulum-v1: observations .* 61",

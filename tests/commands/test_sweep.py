@@ -36,6 +36,7 @@ SETTINGS = [
     {"seed": 0, "model.resid_pdrop": 0.0, "model.attn_pdrop": 0.4}
     | {"data.return_scale": 2.0, "optimizer.max_grad_norm": 0.05},
     {"seed": 3, "model.embd_pdrop": 0.2, "data.discount": 0.5}
+    | {"model.condition_on": "nothing", "data.keep_best": 0.4}
     | {"optimizer.warmup_ratio": 0.4, "optimizer.weight_decay": 0.3}
     | {"optimizer.adam_beta1": 0.8, "optimizer.adam_beta2": 0.99},
 ]
