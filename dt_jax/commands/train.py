@@ -94,10 +94,16 @@ def _train(config, workdir):
                 f"sweep_at_once={at_once}: several processes train all members at "
                 "once; expected 0"
             )
+        count_stopped = 0
         for first in range(0, len(members), at_once):
             sweep = Sweep(setup, members[first : first + at_once])
             folder = f"{CHECKPOINTS}-{first}" if at_once < len(members) else CHECKPOINTS
-            _train_one(sweep, workdir / folder)
+            try:
+                _train_one(sweep, workdir / folder)
+            except FloatingPointError:
+                count_stopped += len(sweep.members)
+                if count_stopped == len(members):
+                    raise
         if jax.process_index() == 0:
             names = [member.workdir.name for member in members]
             found = write_population(workdir, names)

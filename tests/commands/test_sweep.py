@@ -209,11 +209,14 @@ def test_a_member_goes_on_alone(swept, tmp_path):
 
 
 def test_a_member_that_stops_is_marked_and_the_others_go_on(dataset, tmp_path, capsys):
-    rates = {"optimizer.learning_rate": [1e38, 0.01]}
-    config = sweep_config(dataset, rates, **{"train.max_bad_updates": 3})
+    # In the second turn all have stopped.
+    rates = {"optimizer.learning_rate": [1e38, 0.01, 2e38]}
+    changes = {"train.max_bad_updates": 3, "sweep_at_once": 2}
+    config = sweep_config(dataset, rates, **changes)
     config.optimizer.weight_decay = 0.0
     train(config, tmp_path)
-    stopped, other = read_json(tmp_path / "population.json")["members"]
+    stopped, other, last = read_json(tmp_path / "population.json")["members"]
+    assert last["stopped"]
     assert stopped["stopped"]
     assert stopped["step"] < 12
     assert not other["stopped"]
