@@ -134,7 +134,13 @@ def act_together(
         )
     drawing = {"sample": config.eval.sample, "temperature": config.eval.temperature}
     policies = [
-        Policy(model, one.params, one.normalization, seed=seed, **drawing)
+        Policy(
+            DecisionTransformer(**one.fields),
+            one.params,
+            one.normalization,
+            seed=seed,
+            **drawing,
+        )
         for one in trained
     ]
     seeds = range(seed, seed + episodes)

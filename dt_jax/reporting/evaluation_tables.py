@@ -13,10 +13,17 @@ from typing import NamedTuple
 import numpy as np
 
 from dt_jax.system.text import WIDTH, fit
-from dt_jax.trading.backtest import BUSINESS_DAYS, Curves, drawdown, figures
+from dt_jax.trading.backtest import (
+    BUSINESS_DAYS,
+    Curves,
+    drawdown,
+    figures,
+    total_returns,
+)
 
 RANDOM = "random actions"  # the actor whose mean return is normalised to 0
 WEAK_RANK = 0.5  # targets that steer less than this hardly steer
+MARKET = "equal weight"  # the reference beyond which an account gains
 CLEAR = 2.0  # standard errors from which on one is better than another
 MOST_DAYS = 300  # of the curves of accounts
 YEARS = {365: "365 days", 252: "252 business days", 52: "52 weeks", 12: "12 months"}
@@ -98,6 +105,7 @@ def evaluation_report(
             "error": standard_error(actor.returns),
             "normalized": None if high == low else 100.0 * (mean - low) / (high - low),
             "backtest": _backtest(actor.curves, periods_a_year),
+            "gain": _gain(actor.curves, (backtest_references or {}).get(MARKET)),
         }
 
     targeted = [actor for actor in actors if actor.target is not None]
@@ -132,6 +140,14 @@ def standard_error(values: Sequence[float]) -> float | None:
     if len(values) < 2:
         return None
     return float(np.std(values, ddof=1) / math.sqrt(len(values)))
+
+
+def _gain(curves, market):
+    """What an account gained beyond the market in the same episodes."""
+    if curves is None or market is None:
+        return None
+    beyond_E = total_returns(curves.assets) - total_returns(market.assets)
+    return {"mean": float(beyond_E.mean()), "error": standard_error(beyond_E)}
 
 
 def _verdicts(targeted, actors):
@@ -281,7 +297,7 @@ def describe_evaluation(report: dict) -> str:
 
 def evaluation_tables(report: dict) -> list[Table]:
     """The returns; where there are accounts also how these did."""
-    tables = [_return_table(report), _account_table(report)]
+    tables = [_return_table(report), _account_table(report), _gain_table(report)]
     return [table for table in tables if table.rows]
 
 
@@ -361,6 +377,19 @@ def _account_table(report):
             "turnover: how often a year the account is traded over, one way",
             f"annual figures: a year has {year}",
         ],
+    )
+
+
+def _gain_table(report):
+    """Beyond the market's luck: the episodes run on the same days."""
+    found = {a["name"]: a["gain"] for a in report["actors"] if a.get("gain")}
+    return Table(
+        ("", f"beyond {MARKET}", "± se"),
+        [
+            (name, f"{gain['mean']:+.1%}", _cell(gain["error"], ".1%"))
+            for name, gain in found.items()
+        ],
+        [],
     )
 
 

@@ -103,7 +103,8 @@ def write_run_page(workdir: str | os.PathLike) -> list[Picture]:
     evaluation = run.evaluations[-1] if run.evaluations else {}
     tables = evaluation_tables(evaluation) if evaluation else []
     grids = {name: picture_grid(part) for name, part in pictures.items()}
-    for section, table in zip(("Returns", "Accounts"), tables, strict=False):
+    sections = "Returns", "Accounts", "Accounts"
+    for section, table in zip(sections, tables, strict=False):
         grids[section] = grids.get(section, "") + table_html(table)
     write_page(
         workdir / PAGE,

@@ -81,7 +81,7 @@ def wrong_choice(key: str, value: str, choices: list[str]) -> str:
     """The error of `check_choice`."""
     many = "one of " + ", ".join(choices)
     expected = " or ".join(choices) if len(choices) < 3 else many
-    found = nearest(value, choices)
+    found = nearest(str(value), choices)
     asked = f"; did you mean {' or '.join(found)}?" if found else ""
     return f"{key}={value!r}: expected {expected}{asked}"
 

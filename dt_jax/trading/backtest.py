@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How an account did: return, risk and turnover, beside two strategies without skill.
+"""How an account did: return, risk and turnover, beside strategies without skill.
 
 In go account values by day, out come plain figures. D is the days of an episode, the
 first one included, E episodes; after the end of a shorter episode stands NaN.
@@ -90,6 +90,12 @@ def _figures(assets_D, traded_D, periods):
     }
 
 
+def total_returns(assets_DxE: np.ndarray) -> np.ndarray:
+    """E: of each episode, 0.1 is a gain of 10 %."""
+    last_E = np.isfinite(assets_DxE).sum(axis=0) - 1
+    return assets_DxE[last_E, np.arange(len(last_E))] / assets_DxE[0] - 1.0
+
+
 def drawdown(assets_D: np.ndarray) -> np.ndarray:
     """By day (the first axis) the loss since the highest value so far, 0.1 is 10 %."""
     return 1.0 - assets_D / np.maximum.accumulate(assets_D)
@@ -104,20 +110,32 @@ def references(
       dates_DxE: the days as text, ascending, '' after the end of an episode.
     """
     rules = rules_for(market.tickers, rules)
-    strategies = {"buy and hold": buy_and_hold, "equal weight": equal_weight}
     found = {}
-    for name, strategy in strategies.items():
+    for name in ("buy_and_hold", "equal_weight"):
         assets_DxE = np.full(dates_DxE.shape, np.nan)
         curves = Curves(assets_DxE, np.full_like(assets_DxE, np.nan))
         for episode, dates in enumerate(dates_DxE.T):
             first, last = np.searchsorted(
                 market.dates, dates[dates != ""][[0, -1]].astype(market.dates.dtype)
             )
-            played = strategy(market.close[first : last + 1], rules)
+            played = STRATEGIES[name](market.close[first : last + 1], rules)
             for column_DxE, column in zip(curves, played, strict=True):
                 column_DxE[: len(column), episode] = column
-        found[name] = curves
+        found[name.replace("_", " ")] = curves
     return found
+
+
+def cash(close_DxM: np.ndarray, rules: Rules) -> Curves:
+    """Nothing bought: the cash is kept, the shares of the start sold at the first
+    closes, which shows on the next day. At least two days."""
+    num_days, num_stocks = close_DxM.shape
+    held_M = close_DxM[0] * rules.initial_shares
+    fees = held_M @ _by_stock(rules.cost_of_sale, num_stocks)
+    assets_D = np.full(num_days, rules.initial_cash + held_M.sum() - fees)
+    assets_D[0] += fees
+    traded_D = np.zeros(num_days)
+    traded_D[1] = held_M.sum()
+    return Curves(assets_D, traded_D)
 
 
 def buy_and_hold(close_DxM: np.ndarray, rules: Rules) -> Curves:
@@ -157,6 +175,10 @@ def equal_weight(close_DxM: np.ndarray, rules: Rules) -> Curves:
         cash, held_M = 0.0, worth * close_DxM[day] / close_DxM[day - 1]
         assets_D[day] = held_M.sum()
     return Curves(assets_D, traded_D)
+
+
+# `Rules.benchmark` names one of them.
+STRATEGIES = {"cash": cash, "buy_and_hold": buy_and_hold, "equal_weight": equal_weight}
 
 
 def _equal_worth(held_M, cash, buy_M, sell_M):

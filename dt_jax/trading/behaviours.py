@@ -68,7 +68,7 @@ def behaviour_episodes(
         skill_E = skills[first : first + EPISODES_AT_ONCE]
         lengths_E = rng.integers(shortest, longest, len(skill_E), endpoint=True)
         days_E = rng.integers(len(market.dates) - longest, size=len(skill_E))
-        accounts = open_accounts(market, rules, days_E)
+        accounts = open_accounts(market, rules, days_E, longest)
         steps = []
         for _ in range(longest):
             noise_ExM = noise * rng.standard_normal(accounts.shares.shape)

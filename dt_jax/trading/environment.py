@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import gymnasium
 import numpy as np
 
+from dt_jax.trading.backtest import STRATEGIES
 from dt_jax.trading.market import Market, load_market
 from dt_jax.trading.rules import FINRL, Rules, rules_for, unknown
 
@@ -26,19 +27,25 @@ class Accounts(NamedTuple):
     Attributes:
       day, first_day: E int64. cash: E float64.
       shares: ExM float64, whole numbers.
+      benchmark: DxE float64, the account of `Rules.benchmark` by day from the first on,
+        NaN beyond the market's last; None without one.
     """
 
     day: np.ndarray
     first_day: np.ndarray
     cash: np.ndarray
     shares: np.ndarray
+    benchmark: np.ndarray | None = None
 
 
-def open_accounts(market: Market, rules: Rules, days_E: np.ndarray) -> Accounts:
+def open_accounts(
+    market: Market, rules: Rules, days_E: np.ndarray, longest: int | None = None
+) -> Accounts:
     """E environments at the start of an episode, each on its own day.
 
-    Here and in `trade_day` what the rules have by ticker is a number or M of them, in
-    the order of the market's tickers, as `rules_for` gives them.
+    An episode has at most `longest` steps; None: up to the market's last day. Here and
+    in `trade_day` what the rules have by ticker is a number or M of them, in the order
+    of the market's tickers, as `rules_for` gives them.
     """
     if rules.risk_limit is not None and market.risk is None:
         raise ValueError(
@@ -48,7 +55,15 @@ def open_accounts(market: Market, rules: Rules, days_E: np.ndarray) -> Accounts:
     days_E = np.array(days_E, np.int64)
     cash_E = np.full(len(days_E), rules.initial_cash, np.float64)
     shares_ExM = np.zeros((len(days_E), len(market.tickers))) + rules.initial_shares
-    return Accounts(days_E, days_E, cash_E, shares_ExM)
+    benchmark_DxE = None
+    if rules.benchmark is not None:
+        num_days = 1 + (len(market.close) - 1 if longest is None else longest)
+        benchmark_DxE = np.full((num_days, len(days_E)), np.nan)
+        for episode, day in enumerate(days_E):
+            close_DxM = market.close[day : day + num_days]
+            played = STRATEGIES[rules.benchmark](close_DxM, rules)
+            benchmark_DxE[: len(close_DxM), episode] = played.assets
+    return Accounts(days_E, days_E, cash_E, shares_ExM, benchmark_DxE)
 
 
 def observe(market: Market, accounts: Accounts) -> np.ndarray:
@@ -80,7 +95,8 @@ def trade_day(
 
     Returns:
       The accounts on the next day, and the rewards (E float64): the assets gained from
-      before the trades to the next day's closes, scaled; fees are therefore inside.
+      before the trades to the next day's closes, less what `rules.benchmark` gains on
+      that day, scaled; fees are therefore inside.
     """
     day_E = accounts.day
     close_ExM = market.close[day_E]
@@ -101,8 +117,12 @@ def trade_day(
     cash_E = accounts.cash + np.vecdot(paid_ExM, sold_ExM)
     bought_ExM, cash_E = _buy(wants_ExM, close_ExM * (1.0 + rules.cost), cash_E)
     shares_ExM = accounts.shares - sold_ExM + bought_ExM
-    after = Accounts(day_E + 1, accounts.first_day, cash_E, shares_ExM)
+    after = accounts._replace(day=day_E + 1, cash=cash_E, shares=shares_ExM)
     gain_E = assets(market, after) - assets(market, accounts)
+    if accounts.benchmark is not None:
+        passed_E, rows_E = day_E - accounts.first_day, np.arange(len(day_E))
+        gain_E += accounts.benchmark[passed_E, rows_E]
+        gain_E -= accounts.benchmark[passed_E + 1, rows_E]
     return after, gain_E * rules.reward_scaling
 
 
@@ -202,7 +222,7 @@ class TradingEnv(gymnasium.Env):
         self.rules = rules_for(market.tickers, rules, fields)
         self.episode_length = episode_length
         self.repeat_last_reward = repeat_last_reward
-        open_accounts(market, self.rules, [0])  # refuses what a reset would
+        open_accounts(market, self.rules, [0], 1)  # refuses what a reset would
         self._starts = (0, latest) if start is None else (start, start)
         self._accounts = None
         self._reward = 0.0
@@ -215,7 +235,9 @@ class TradingEnv(gymnasium.Env):
     def reset(self, *, seed: int | None = None, options: dict | None = None):
         super().reset(seed=seed)
         first_day = self.np_random.integers(*self._starts, endpoint=True)
-        self._accounts = open_accounts(self.market, self.rules, [first_day])
+        self._accounts = open_accounts(
+            self.market, self.rules, [first_day], self.episode_length
+        )
         return self._observation(), self._info(self._accounts)
 
     def step(self, action: np.ndarray):

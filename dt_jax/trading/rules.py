@@ -12,6 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from dt_jax.system.text import check_choice
+
 PerTicker = float | Sequence[float] | Mapping[str, float]
 
 
@@ -30,6 +32,10 @@ class Rules(NamedTuple):
       sell_cost: the fee of a sale; None: as `cost`. May differ by ticker.
       initial_shares: held at the start, whole numbers; may differ by ticker, and a
         mapping need not name those of which there are none.
+      benchmark: rewards are what the account gains beyond the same money in this
+        strategy of `backtest.STRATEGIES`, with the same fees: 'cash', 'buy_and_hold' or
+        'equal_weight'. Then a return tells what the trader added to the market's luck.
+        None: rewards are what the account gains.
     """
 
     initial_cash: float = 1e6
@@ -39,6 +45,7 @@ class Rules(NamedTuple):
     risk_limit: float | None = None
     sell_cost: PerTicker | None = None
     initial_shares: PerTicker = 0
+    benchmark: str | None = None
 
     @property
     def cost_of_sale(self) -> PerTicker:
@@ -46,6 +53,7 @@ class Rules(NamedTuple):
 
 
 FINRL = Rules()
+BENCHMARKS = ("cash", "buy_and_hold", "equal_weight")
 PER_TICKER = ("cost", "sell_cost", "initial_shares")
 AT_LEAST = dict.fromkeys((*PER_TICKER, "initial_cash", "hmax"), 0.0)
 BELOW = {"cost": 1.0, "sell_cost": 1.0}
@@ -96,6 +104,9 @@ def unknown(name: str, known: Sequence[str]) -> str:
 def _field(name, value, tickers):
     if value is None and Rules._field_defaults[name] is None:
         return None
+    if name == "benchmark":
+        check_choice(name, value, BENCHMARKS)
+        return value
     if name in PER_TICKER and isinstance(value, Mapping):
         value = _in_order(name, value, tickers)
     several = name in PER_TICKER and isinstance(value, list | tuple | np.ndarray)

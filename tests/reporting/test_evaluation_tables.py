@@ -79,6 +79,7 @@ def test_the_figures_by_hand():
                 "error": 1,  # of 4 and 6, or 0 and 2: sqrt(2) / sqrt(2)
                 "normalized": 50,
                 "backtest": None,
+                "gain": None,
             },
             {
                 "name": RANDOM,
@@ -91,6 +92,7 @@ def test_the_figures_by_hand():
                 "error": 1,
                 "normalized": 0,
                 "backtest": None,
+                "gain": None,
             },
         ],
         "spearman": None,
@@ -182,6 +184,29 @@ def test_accounts_are_judged_where_there_are_any():
     assert played["sharpe"] == pytest.approx(21**0.5)
     assert idle["sharpe"] is None
     assert report["backtest_references"]["buy and hold"]["total_return"] == 0.5
+
+
+def test_accounts_are_shown_beyond_the_market_of_the_same_episodes():
+    # Two episodes, the second one shorter; the market gains 50 % and loses 10 %.
+    def account(*assets_DxE):
+        assets_DxE = np.array(assets_DxE)
+        return {"assets": assets_DxE, "traded": np.zeros_like(assets_DxE)}
+
+    nan = float("nan")
+    ours = account([10.0, 10.0], [12.0, 11.0], [16.0, nan])
+    market = account([1.0, 1.0], [1.2, 0.9], [1.5, nan])
+    actors = [
+        actor("target 8", 8.0, [4, 6], **ours),
+        actor(RANDOM, None, [0, 2], **market),
+    ]
+    report = report_of(actors, backtest_references={"equal weight": Curves(**market)})
+    # By 10 % and 20 %: 15 % on average.
+    gained, nothing = (actor["gain"] for actor in report["actors"])
+    assert gained == pytest.approx({"mean": 0.15, "error": 0.05})
+    assert nothing == {"mean": 0.0, "error": 0.0}
+    text = describe_evaluation(report)
+    assert "beyond equal weight  ± se" in text
+    assert "target 8                     +15.0%  5.0%" in text
 
 
 @pytest.mark.parametrize(

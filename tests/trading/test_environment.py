@@ -11,6 +11,7 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 
 from dt_jax import trading
+from dt_jax.trading.backtest import STRATEGIES
 from dt_jax.trading.environment import (
     TradingEnv,
     assets,
@@ -214,10 +215,72 @@ def test_a_macd_of_one_forbids_trading_that_stock():
     assert after.shares[0].tolist() == [0.0, 100.0]
 
 
+RELATIVE = {"initial_cash": 1000.0, "cost": 0.25, "reward_scaling": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("benchmark", "accounts"),
+    [
+        ("cash", [1000, 1000, 1000]),
+        # 200 are the fee of buying for 800: 400 of each stock, 40 shares and 20.
+        ("buy_and_hold", [1000, 1200, 2000]),
+        # Then 800 and 400: of a sale of s comes 0.75 s, for which 0.6 s is bought, and
+        # 800 - s = 400 + 0.6 s: 250 of 800 are sold, 550 left of each.
+        ("equal_weight", [1000, 1200, 1375]),
+    ],
+)
+def test_relative_rewards_on_paper(benchmark, accounts):
+    # The first stock doubles twice, the second stays, then halves.
+    close_DxM = [[10.0, 20.0], [20.0, 20.0], [40.0, 20.0]]
+    if benchmark == "equal_weight":
+        close_DxM[2] = [40.0, 10.0]
+    # 10 shares of the first for 125: worth 100, 200, 400.
+    actions, own = [[0.1, 0.0], [0.0, 0.0]], [1000, 1075, 1275]
+    rules = Rules(**RELATIVE)
+    _, plain = trade(close_DxM, actions, rules)
+    assert plain == pytest.approx(np.diff(own))
+    _, relative = trade(close_DxM, actions, rules._replace(benchmark=benchmark))
+    assert relative == pytest.approx(np.diff(own) - np.diff(accounts))
+    # As an environment, where the episodes begin a day earlier or later.
+    market = market_of([[9.0, 30.0], *close_DxM])
+    env = TradingEnv(market, start=1, rules=RELATIVE, benchmark=benchmark)
+    env.reset()
+    paid = [env.step(np.array(action))[1] for action in actions]
+    assert paid == pytest.approx(relative)
+
+
+@pytest.mark.parametrize("benchmark", ["cash", "buy_and_hold", "equal_weight"])
+def test_relative_rewards_are_the_difference_of_the_final_accounts(benchmark):
+    market = simulate_market(60, 5, seed=3)
+    rules = Rules(
+        initial_cash=30_000.0,
+        cost=np.linspace(0.001, 0.02, 5),
+        sell_cost=0.005,
+        initial_shares=np.arange(5.0),
+        benchmark=benchmark,
+    )
+    rng, days_E = np.random.default_rng(0), np.arange(12)
+    first = accounts = open_accounts(market, rules, days_E, 40)
+    total_E = np.zeros(len(days_E))
+    for _ in range(40):
+        actions_ExM = rng.uniform(-1, 1, accounts.shares.shape)
+        accounts, rewards_E = trade_day(market, rules, accounts, actions_ExM)
+        total_E += rewards_E
+    ours_E = assets(market, accounts) - assets(market, first)
+    for day, total, ours in zip(days_E, total_E, ours_E, strict=True):
+        curve = STRATEGIES[benchmark](market.close[day : day + 41], rules)
+        theirs = curve.assets[-1] - curve.assets[0]
+        assert total / rules.reward_scaling == pytest.approx(ours - theirs, rel=1e-9)
+    # Both begin with the same money, and longer episodes change nothing before.
+    assert first.benchmark[0] == pytest.approx(assets(market, first), rel=1e-12)
+    longer = open_accounts(market, rules, days_E)
+    np.testing.assert_array_equal(longer.benchmark[:41], first.benchmark)
+
+
 def test_many_environments_at_once_equal_each_alone():
     market = simulate_market(60, 5, seed=3)
     market = market._replace(risk=np.linspace(0, 40, 60))
-    rules = Rules(initial_cash=30_000.0, risk_limit=35.0)
+    rules = Rules(30_000.0, risk_limit=35.0, benchmark="equal_weight")
     rng = np.random.default_rng(0)
     days_E = rng.integers(40, size=32)
     # Rounded, so that there are ties.

@@ -35,6 +35,11 @@ def test_fields_by_ticker(shares):
     [
         (5, "rules=5: expected Rules or a mapping of its fields"),
         (None, "rules=None: expected Rules or a mapping"),
+        (
+            {"benchmark": "equal"},
+            "benchmark='equal': expected one of cash, buy_and_hold",
+        ),
+        ({"benchmark": 1}, "benchmark=1: expected one of cash, buy_and_hold, equal_w"),
         ({"csot": 0.1}, "rules: 'csot': no such name; did you mean cost?"),
         ({"buy_cost_pct": 0.1}, "rules: 'buy_cost_pct': no such name; did you mean co"),
         ({"buy_cost": 0.1}, "rules: 'buy_cost': no such name; did you mean cost?"),
