@@ -75,11 +75,11 @@ def members_of(config: ConfigDict) -> dict[str, ConfigDict]:
 def clones_of(config: ConfigDict, workdir: Path) -> ConfigDict | None:
     """The sweep of the clones that `eval.baselines` names, for the workdir `BASELINES`
     in this one: as the run, on the same updates, and not evaluated by itself."""
-    settings = [values for s in config.eval.baselines if (values := _clone(s))]
+    settings = {s: values for s in config.eval.baselines if (values := _clone(s))}
     if not settings:
         return None
     clones = config.copy_and_resolve_references()
-    clones.update({"sweep": json.dumps(settings), "sweep_at_once": 0})
+    clones.update({"sweep": json.dumps([*settings.values()]), "sweep_at_once": 0})
     clones.eval.update({"baselines": (), "episodes": 0})
     clones.data.path = config.data.path or str(workdir / SIMULATED_MARKET)
     return clones
@@ -97,7 +97,7 @@ def clone_workdir(spec: str, workdir: Path) -> Path | None:
 
 def _clone(spec) -> dict | None:
     """The keys in which a clone differs from the run, and their values."""
-    if not (found := re.fullmatch(r"clone(-best-([\d.]+)%)?", spec)):
+    if not (found := re.fullmatch(r"clone(-best-(\d+(?:\.\d+)?)%)?", spec)):
         return None
     if not found[1]:
         return {"model.condition_on": "nothing"}

@@ -84,30 +84,34 @@ def _train(config, workdir):
         if clones and _evaluation(setup):
             distributed.print_once("first the clones that eval.baselines names")
             _train(clones, workdir / BASELINES)
-        if not config.sweep:
+        if config.sweep:
+            _train_members(setup)
+        else:
             _train_one(setup, workdir / CHECKPOINTS)
-            return
-        members = setup.members
-        at_once = config.sweep_at_once or len(members)
-        if at_once < len(members) and jax.process_count() > 1:
-            raise ValueError(
-                f"sweep_at_once={at_once}: several processes train all members at "
-                "once; expected 0"
-            )
-        count_stopped = 0
-        for first in range(0, len(members), at_once):
-            sweep = Sweep(setup, members[first : first + at_once])
-            folder = f"{CHECKPOINTS}-{first}" if at_once < len(members) else CHECKPOINTS
-            try:
-                _train_one(sweep, workdir / folder)
-            except FloatingPointError:
-                count_stopped += len(sweep.members)
-                if count_stopped == len(members):
-                    raise
-        if jax.process_index() == 0:
-            names = [member.workdir.name for member in members]
-            found = write_population(workdir, names)
-            print(describe_population(workdir, found))
+
+
+def _train_members(setup):
+    """All members of a sweep, `sweep_at_once` of them in turn."""
+    members, workdir = setup.members, setup.workdir
+    at_once = setup.config.sweep_at_once or len(members)
+    if at_once < len(members) and jax.process_count() > 1:
+        raise ValueError(
+            f"sweep_at_once={at_once}: several processes train all members at once; "
+            "expected 0"
+        )
+    count_stopped = 0
+    for first in range(0, len(members), at_once):
+        sweep = Sweep(setup, members[first : first + at_once])
+        folder = f"{CHECKPOINTS}-{first}" if at_once < len(members) else CHECKPOINTS
+        try:
+            _train_one(sweep, workdir / folder)
+        except FloatingPointError:
+            count_stopped += len(sweep.members)
+            if count_stopped == len(members):
+                raise
+    if jax.process_index() == 0:
+        found = write_population(workdir, [member.workdir.name for member in members])
+        print(describe_population(workdir, found))
 
 
 def _evaluation(setup) -> ConfigDict | None:
