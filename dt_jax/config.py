@@ -88,6 +88,9 @@ def default_config() -> ConfigDict:
     data.return_scale = 1000.0
     # Discount of the returns-to-go; 1 is the plain sum, 0 the reward of the step alone.
     data.discount = 1.0
+    # 'timestep': from each return-to-go the mean of all at its timestep is subtracted,
+    # so that the model sees how much better it is; 'nothing': it is as it is.
+    data.relative_to = "nothing"
     # 'length': trajectories are drawn in proportion to their length; 'uniform': alike.
     data.weighting = "length"
     # Train only on the trajectories with the highest returns, which hold this share of
@@ -192,7 +195,8 @@ def default_config() -> ConfigDict:
     evaluation.environment = ""
     # Arguments of the environment, as JSON: '{"market": "prices.csv"}'.
     evaluation.environment_kwargs = "{}"
-    # Returns to aim at, in raw reward; empty: 10, 50, 90 and 100 % of the data's.
+    # Returns to aim at, in raw reward; 'auto' is the highest that 2 % of the data's
+    # trajectories are near; empty: 10, 50, 90 and 100 % of the data's.
     evaluation.targets = ()
     # Episodes for each target, on the same seeds; 0: no evaluation.
     evaluation.episodes = 20

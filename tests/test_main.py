@@ -91,6 +91,22 @@ def test_a_wrong_key_is_told_with_the_right_one(prompt, tmp_path, key, told):
     assert not workdir.exists()
 
 
+@pytest.mark.parametrize(
+    ("given", "read"),
+    [
+        ("auto", ("auto",)),
+        ("('auto',)", ("auto",)),
+        ("('auto',1.5)", ("auto", 1.5)),
+    ],
+)
+def test_a_list_may_be_a_word_alone(prompt, monkeypatch, tmp_path, given, read):
+    found = []
+    monkeypatch.setattr(inspect, "inspect", lambda *args: found.extend(args))
+    flags = (f"--workdir={tmp_path}", f"--config.eval.targets={given}")
+    assert prompt(*flags, "--mode=inspect")[0] == 0
+    assert found[0].eval.targets == read
+
+
 @pytest.fixture
 def small_market(monkeypatch):
     """The embedded dataset, made of a few episodes."""

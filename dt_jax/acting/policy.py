@@ -49,8 +49,9 @@ class Policy:
       temperature: which divides the logits before one is drawn.
       seed: of the draws; after a `reset` of all they begin anew.
       normalization: state_mean and state_std (S each), return_scale, context_length
-        (K), max_ep_len, and where they are there discount (else 1) and action_low and
-        action_high (A each; else actions are as predicted), as training had them.
+        (K), max_ep_len, and where they are there discount (else 1), action_low and
+        action_high (A each; else actions are as predicted) and mean_returns_to_go (T,
+        what is subtracted at each timestep; else nothing), as training had them.
 
     Raises:
       ValueError: the normalization does not fit the model, there is nothing to draw, or
@@ -92,6 +93,10 @@ class Policy:
                 f"normalization.state_std[{std_S.argmin()}]={std_S.min()}: "
                 "expected above 0"
             )
+        means = normalization.get("mean_returns_to_go", [0.0])
+        self._means_T = _finite(
+            "normalization.mean_returns_to_go", means, (len(means),), np.float64
+        )
         scaling = None
         if "action_low" in normalization:
             scaling = action_scaling(
@@ -226,7 +231,9 @@ class Policy:
                 " did"
             )
             self._warned = True
-        scaled_E = (self._to_go_E / self._return_scale).astype(np.float32)
+        means_E = self._means_T[np.minimum(self._time_E, len(self._means_T) - 1)]
+        relative_E = self._to_go_E - means_E
+        scaled_E = (relative_E / self._return_scale).astype(np.float32)
         return Batch(
             states=states_ExS.reshape(count, 1, self.state_dim),
             # Not known yet; the state before it does not see it.

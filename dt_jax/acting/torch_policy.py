@@ -39,6 +39,7 @@ class Policy:
         self._last_timestep = norm["max_ep_len"] - 1
         self._return_scale = norm["return_scale"]
         self._discount = norm.get("discount", 1.0)
+        self._means_T = norm.get("mean_returns_to_go", [0.0])
         self._action_sizes = getattr(self.model.config, "action_sizes", None)
         self._center_A, self._half_A = torch.tensor(0.0), torch.tensor(1.0)
         if "action_low" in norm:  # what the model predicts lies between -1 and 1
@@ -74,7 +75,8 @@ class Policy:
         state_S = torch.as_tensor(state, dtype=torch.float32)
         self._append("states", (state_S - self._mean_S) / self._std_S)
         self._append("actions", ACTION_PADDING)  # not known yet
-        self._append("returns_to_go", self._to_go / self._return_scale)
+        relative = self._to_go - self._means_T[min(self._time, len(self._means_T) - 1)]
+        self._append("returns_to_go", relative / self._return_scale)
         self._append("timesteps", min(self._time, self._last_timestep))
         self._append("attention_mask", 1.0)
         self._time += 1

@@ -39,6 +39,7 @@ from dt_jax.training.checkpoint import load_trained
 from dt_jax.training.trackers import check_wandb, open_trackers
 
 SIMULATED = "dt_jax/SimulatedTrading-v0"  # where the embedded dataset comes from
+AUTO = "auto"  # a target: the one that the data report has chosen
 TARGET_QUANTILES = ("10 %", "median", "90 %", "max")  # when the config names none
 
 
@@ -112,7 +113,13 @@ def act_together(
     returns = {key: scale * level for key, level in data["returns"].items()}
     model = DecisionTransformer(**trained[0].fields)
     check_evaluation(config, model, about)
-    targets = _numbers("targets", config.eval.targets) or sorted(
+    auto = data.get("auto_target") if AUTO in config.eval.targets else None
+    if AUTO in config.eval.targets and not auto:
+        raise ValueError(
+            f"eval.targets=auto: {report} is of a version that chose none; give numbers"
+            ", or let --mode=inspect with the config of the run write it anew"
+        )
+    targets = _targets(config, auto and auto["return"]) or sorted(
         {returns[quantile] for quantile in TARGET_QUANTILES}
     )
     episodes, seed = config.eval.episodes, config.seed
@@ -179,6 +186,7 @@ def act_together(
             data_returns=returns
             | {key: scale * data[f"return_{key}"] for key in ("mean", "std")},
             longest=longest,
+            auto_target=auto,
             score_range=tuple(config.eval.score_range) or None,
             backtest_references=references,
             **calendar,
@@ -213,7 +221,7 @@ def check_evaluation(
     `about` is what the data says of where it comes from: see `Trajectories`.
     """
     config = with_known_environment(config, model, about)
-    _numbers("targets", config.eval.targets)
+    _targets(config, auto=0.0)  # it is not known yet
     if len(_numbers("score_range", config.eval.score_range)) not in (0, 2):
         raise ValueError(
             f"eval.score_range={config.eval.score_range}: expected two numbers or none"
@@ -361,8 +369,16 @@ def environment_kwargs(config: ConfigDict) -> dict:
     return kwargs
 
 
-def _numbers(key, given) -> list[float]:
+def _targets(config, auto) -> list[float]:
+    given = config.eval.targets
+    numbers = [auto if target == AUTO else target for target in given]
+    return _numbers("targets", numbers, " or 'auto'")
+
+
+def _numbers(key, given, words="") -> list[float]:
     for number in given:
         if not isinstance(number, int | float) or not math.isfinite(number):
-            raise ValueError(f"eval.{key}: found {number!r}, expected finite numbers")
+            raise ValueError(
+                f"eval.{key}: found {number!r}, expected finite numbers{words}"
+            )
     return sorted(map(float, given))

@@ -51,7 +51,7 @@ def evaluate(
     *,
     environment: str | None = None,
     environment_kwargs: Mapping | None = None,
-    targets: Sequence[float] | None = None,
+    targets: Sequence[float | str] | str | None = None,
     episodes: int | None = None,
     max_episode_steps: int | None = None,
     baselines: Sequence[str] | None = None,
@@ -62,7 +62,7 @@ def evaluate(
     Args:
       environment: a Gymnasium id or 'module:callable'; environment_kwargs: its
         arguments.
-      targets: returns to aim at, in raw reward.
+      targets: returns to aim at, in raw reward; one may be 'auto'.
       episodes: for each target, on the same seeds.
       max_episode_steps: after which one is cut; 0: see the config.
       baselines: others on the same seeds: 'module:callable' (observations -> actions),
@@ -80,7 +80,7 @@ def evaluate(
     given = {
         "environment": environment,
         "environment_kwargs": environment_kwargs and json.dumps(environment_kwargs),
-        "targets": None if targets is None else tuple(map(float, targets)),
+        "targets": None if targets is None else _targets(targets),
         "episodes": episodes,
         "max_episode_steps": max_episode_steps,
         "baselines": None if baselines is None else tuple(baselines),
@@ -92,6 +92,11 @@ def evaluate(
     from dt_jax.commands import evaluate as command
 
     return command.evaluate(config, workdir)
+
+
+def _targets(given) -> tuple:
+    words = [given] if isinstance(given, str) else given
+    return tuple(each if isinstance(each, str) else float(each) for each in words)
 
 
 def _before_jax(config):

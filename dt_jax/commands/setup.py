@@ -60,6 +60,7 @@ from dt_jax.training.validation import HeldOut
 
 DATA_REPORT = "data_report.json"
 ACTION_SCALINGS = ("auto", "none")
+RELATIVE_TO = ("nothing", "timestep")
 
 # Fields of the model that no config key sets; HF's files may have others than ours.
 HF_ONLY_FIELDS = (
@@ -147,6 +148,13 @@ class Setup:
     def _build(self):
         config, data = self.config, self.config.data
         training, held_out = self.trajectories.split(data.validation_fraction)
+        check_choice("data.relative_to", data.relative_to, RELATIVE_TO)
+        self.mean_returns_to_go = None  # what is subtracted at each timestep
+        if data.relative_to == "timestep":
+            means_T = training.mean_returns_to_go(data.max_ep_len)
+            relative = self.trajectories.relative_to(means_T)
+            training, held_out = relative.split(data.validation_fraction)
+            self.mean_returns_to_go = means_T
         make_sampler = partial(
             SegmentSampler,
             batch_size=config.train.batch_size,
@@ -334,10 +342,12 @@ class Setup:
     def record(self) -> dict:
         """What is saved with the weights: it tells which run they are of, and what
         acting needs of the data and its recipe."""
-        data, bounds = self.config.data, {}
+        data, others = self.config.data, {}
         if self.action_bounds:
             low_A, high_A = (bound.tolist() for bound in self.action_bounds)
-            bounds = {"action_low": low_A, "action_high": high_A}
+            others = {"action_low": low_A, "action_high": high_A}
+        if self.mean_returns_to_go is not None:
+            others["mean_returns_to_go"] = self.mean_returns_to_go.tolist()
         return {
             "config": self.config.to_dict(),
             "model": model_fields(self.model),
@@ -348,7 +358,7 @@ class Setup:
                 "discount": data.discount,
                 "context_length": data.context_length,
                 "max_ep_len": data.max_ep_len,
-                **bounds,
+                **others,
             },
             "fingerprint": self.trajectories.fingerprint(),
         }
@@ -394,6 +404,7 @@ class Setup:
             whole=self.trajectories,
             action_bounds=self.action_bounds,
             action_tanh=self.config.model.action_tanh,
+            relative_to=self.config.data.relative_to,
             placement=f"{placement.name} ({placement.reason})",
             plan=placement.plan,
         )

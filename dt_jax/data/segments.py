@@ -118,6 +118,7 @@ class SegmentSampler:
         self.batch_size = batch_size
         self.context_length = context_length
         self.max_ep_len = max_ep_len
+        self.return_scale = return_scale
         self.returns_to_go = (trajectories.returns_to_go / return_scale).astype(
             np.float32
         )

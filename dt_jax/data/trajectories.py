@@ -54,8 +54,9 @@ class Trajectories:
       states: NxS and actions: NxA `Rows`, in the precision they are stored in; of
         discrete actions NxM whole numbers, a column for each of their dimensions.
       rewards: N float32. dones: N bool, or None when the dataset has none.
-      returns_to_go: N float64, discounted as asked, unscaled; float64 so that dividing
-        by the return scale rounds once, as Hugging Face's collator does.
+      returns_to_go: N float64, discounted as asked, unscaled (see `relative_to`);
+        float64 so that dividing by the return scale rounds once, as Hugging Face's
+        collator does.
       starts, lengths: E int64, where in N each trajectory lies.
       state_mean, state_std: S float32, the dataset's own or computed.
       action_sizes: the choices of each dimension of discrete actions, else ().
@@ -206,6 +207,31 @@ class Trajectories:
         steps_E = np.cumsum(self.lengths[order_E])
         count = np.searchsorted(steps_E, share * self.num_steps) + 1
         return np.sort(order_E[:count])
+
+    def steps(self) -> tuple[np.ndarray, np.ndarray]:
+        """Of each of their steps where in N it lies, and its timestep, int64 each."""
+        firsts_E = np.cumsum(self.lengths) - self.lengths
+        timesteps = np.arange(self.num_steps) - np.repeat(firsts_E, self.lengths)
+        return np.repeat(self.starts, self.lengths) + timesteps, timesteps
+
+    def mean_returns_to_go(self, max_ep_len: int) -> np.ndarray:
+        """T float64, unscaled: of each timestep the mean over those that reach it.
+
+        Timesteps from `max_ep_len` on are read as the one before, so T is that, or the
+        longest length where it is less.
+        """
+        rows, timesteps = self.steps()
+        timesteps = np.minimum(timesteps, max_ep_len - 1)
+        sums_T = np.bincount(timesteps, self.returns_to_go[rows])
+        return sums_T / np.bincount(timesteps)
+
+    def relative_to(self, means_T: np.ndarray) -> "Trajectories":
+        """The same, their returns-to-go less the mean of the timestep (of the last one
+        where it is later): what a segment then holds, and nothing else, changes."""
+        rows, timesteps = self.steps()
+        returns_to_go = self.returns_to_go.copy()
+        returns_to_go[rows] -= means_T[np.minimum(timesteps, len(means_T) - 1)]
+        return replace(self, returns_to_go=returns_to_go)
 
     def choice_counts(self) -> list[np.ndarray]:
         """How often each choice was taken in these trajectories, int64, for each

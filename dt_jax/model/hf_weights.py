@@ -118,7 +118,8 @@ def export_hf(
       model: the `DecisionTransformer`, or anything with its fields.
       params: all the parameters of that model. Equal ones give equal bytes.
       normalization: what acting needs besides, for `normalization.json`: state_mean and
-        state_std (lists of S), return_scale, discount, context_length and max_ep_len.
+        state_std (lists of S), return_scale, discount, context_length, max_ep_len and
+        what else `Policy` takes.
 
     Raises:
       ValueError: Hugging Face's model cannot do what this one does.

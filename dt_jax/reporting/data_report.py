@@ -4,6 +4,7 @@
 In goes a sampler, out come a dict for JSON and one screen of text.
 """
 
+import math
 import textwrap
 
 import numpy as np
@@ -14,6 +15,8 @@ from dt_jax.data.trajectories import Trajectories
 QUANTILES = (0.0, 0.1, 0.5, 0.9, 1.0)
 BINS = 40  # of a histogram, and of the timesteps
 SAMPLED_STEPS = 1_000_000  # returns-to-go beyond this many are sampled evenly
+ONE_IN = 50  # trajectories make a return one that can be learned
+NEAR = 0.05  # of the span of the returns
 WEAK_SIGNAL = 0.1  # returns-to-go below this hardly move the network
 
 
@@ -23,20 +26,25 @@ def data_report(
     whole: Trajectories,
     action_bounds: tuple | None,
     action_tanh: bool,
+    relative_to: str,
     placement: str,
     plan: dict,
 ) -> dict:
     """What is in the data, and under 'warnings' what its owner should know.
 
-    `sampler` is training's, `whole` has what is held out too; `action_bounds` are what
-    actions are scaled by, `placement` and `plan` where the store will lie and
-    `feed.memory_plan`.
+    `sampler` is training's, `whole` has what is held out too, and the returns as they
+    are; `action_bounds` are what actions are scaled by, `relative_to` what the
+    sampler's returns-to-go are less, `placement` and `plan` where the store will lie
+    and `feed.memory_plan`.
     """
     trajectories = sampler.trajectories
     facts = trajectories.facts()
     lengths_E = trajectories.lengths
-    returns_E = np.sort(sampler.returns_to_go[trajectories.starts])
-    to_go, timesteps = _returns_to_go(sampler)
+    raw_E = whole.returns_to_go[trajectories.starts]
+    returns_E = np.sort((raw_E / sampler.return_scale).astype(np.float32))
+    rows, timesteps = _sampled_steps(trajectories)
+    to_go = sampler.returns_to_go[rows]
+    read = np.minimum(timesteps, sampler.max_ep_len - 1)
     counts = trajectories.choice_counts()
     report = {
         "trajectories": trajectories.num_trajectories,
@@ -51,7 +59,10 @@ def data_report(
         "kept": _kept(sampler),
         "return_mean": float(returns_E.mean(dtype=np.float64)),
         "return_std": float(returns_E.std(dtype=np.float64)),
+        "auto_target": auto_target(raw_E[sampler.kept]),
         "returns_to_go": _quantiles(to_go),
+        "relative_to": relative_to,
+        "explained_by_timestep": _explained(whole.returns_to_go[rows], read),
         "histograms": {
             "return": _histogram(returns_E),
             "length": _histogram(lengths_E),
@@ -111,6 +122,7 @@ def describe_data(report: dict, *, with_memory: bool = True) -> str:
         row("length", report["lengths"]),
         row("return / scale", report["returns"]),
         row("return-to-go / scale", report["returns_to_go"]),
+        *_describe_explained(report),
         f"  {_actions(report)}; constant features: {len(constant)}"
         + (f" ({_few(constant)})" if constant else ""),
         f"  repeated trajectories: {report['repeated_trajectories']}; "
@@ -132,6 +144,59 @@ def describe_data(report: dict, *, with_memory: bool = True) -> str:
         break_on_hyphens=False,
     )
     return "\n".join(map(wrapper.fill, lines))
+
+
+def auto_target(returns_E: np.ndarray) -> dict:
+    """The highest return that enough of the others are near: of `eval.targets=auto`.
+
+    Enough is a fiftieth of the trajectories, two at least: a lucky one alone cannot be
+    learned from. Near is within a twentieth of the span that the returns have without
+    the highest and the lowest fiftieth (one at least of three or more), so that it does
+    not widen with how far away a few are; of normally distributed returns it is a fifth
+    of the standard deviation, and the target their 98 % quantile. As twenty such
+    stretches make up the span, many trajectories always have such a return. Of few
+    that have none it is the median.
+
+    Args:
+      returns_E: of the trajectories that are trained on, in raw reward.
+
+    Returns:
+      return; quantile, the share of the returns that are not higher; near, how many
+      trajectories there are, itself among them, and how many are enough; within which
+      distance; trajectories, E.
+    """
+    returns_E, count = np.sort(returns_E), len(returns_E)
+    share = math.ceil(count / ONE_IN)
+    cut, enough = min(share, (count - 1) // 2), max(2, share)
+    within = NEAR * (returns_E[count - 1 - cut] - returns_E[cut])
+    ends_E = np.searchsorted(returns_E, returns_E + within, "right")
+    near_E = ends_E - np.searchsorted(returns_E, returns_E - within, "left")
+    places = np.flatnonzero(near_E >= enough)
+    chosen = returns_E[places[-1] if len(places) else (count - 1) // 2]
+    place = np.searchsorted(returns_E, chosen, "right") - 1
+    return {
+        "return": float(chosen),
+        "quantile": (int(place) + 1) / count,
+        "near": int(near_E[place]),
+        "enough": enough,
+        "within": float(within),
+        "trajectories": count,
+    }
+
+
+def _explained(to_go, timesteps):
+    """The share of the variance of the returns-to-go that the means of their timesteps
+    explain; None where they are all alike."""
+    counts_T = np.bincount(timesteps)
+    means_T = np.bincount(timesteps, to_go) / np.maximum(counts_T, 1)
+    left, variance = (to_go - means_T[timesteps]).var(), to_go.var()
+    return round(float(1 - left / variance), 4) if variance else None
+
+
+def _describe_explained(report):
+    if (share := report["explained_by_timestep"]) is not None:
+        subtracted = ": its mean is subtracted" * (report["relative_to"] == "timestep")
+        yield f"  the timestep explains {share:.1%} of their variance{subtracted}"
 
 
 def _actions(report):
@@ -205,15 +270,14 @@ def _by_timestep(to_go, timesteps):
     }
 
 
-def _returns_to_go(sampler):
-    """Of evenly chosen steps, and their timesteps."""
-    trajectories = sampler.trajectories
+def _sampled_steps(trajectories):
+    """Of evenly chosen steps where they lie, and their timesteps."""
     ends_E = np.cumsum(trajectories.lengths)
     count = min(SAMPLED_STEPS, trajectories.num_steps)
     steps = np.arange(count) * trajectories.num_steps // count
     owner = np.searchsorted(ends_E, steps, side="right")
     offset = steps - (ends_E - trajectories.lengths)[owner]
-    return sampler.returns_to_go[trajectories.starts[owner] + offset], offset
+    return trajectories.starts[owner] + offset, offset
 
 
 def _quantiles(values):
@@ -272,7 +336,7 @@ def _warnings(report, sampler, action_tanh):
     if reach < WEAK_SIGNAL:
         warnings.append(
             f"returns-to-go reach only {reach:.3g} after data.return_scale: hardly a "
-            "signal; targets must be of this size too"
+            "signal; targets must be of the size of the data's returns"
         )
     return warnings
 

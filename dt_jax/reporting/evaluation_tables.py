@@ -70,6 +70,7 @@ def evaluation_report(
     first_seed: int,
     data_returns: dict[str, float],
     longest: int,
+    auto_target: dict | None = None,
     score_range: tuple[float, float] | None = None,
     backtest_references: dict[str, Curves] | None = None,
     periods_a_year: float = BUSINESS_DAYS,
@@ -80,7 +81,8 @@ def evaluation_report(
       actors: those with a target first; all on the same seeds, from `first_seed` on.
       step: the update of the checkpoint.
       data_returns: of the training data, raw: min, 10 %, median, 90 %, max, mean and
-        std. longest: its longest trajectory.
+        std. longest: its longest trajectory. auto_target: what `auto_target` of
+        data_report.py found, where it was asked for.
       score_range: returns normalised to 0 and to 100; None: the mean of the actor named
         `RANDOM` and the data's 90 % quantile.
       backtest_references: what `backtest.references` gives. periods_a_year: rows of the
@@ -115,6 +117,7 @@ def evaluation_report(
         "episodes": len(actors[0].returns),
         "first_seed": first_seed,
         "data": {"returns": data_returns, "longest": int(longest)},
+        "auto_target": auto_target,
         "reference": {"low": low, "high": high, "given": score_range is not None},
         "actors": [facts(actor) for actor in actors],
         "spearman": _rank_correlation(
@@ -338,6 +341,8 @@ def _return_table(report):
         notes.append(
             f"rank correlation with the {count} targets: {report['spearman']:.2f}"
         )
+    if auto := report.get("auto_target"):
+        notes.append(_describe_auto(auto))
     notes += map(_describe_verdict, report.get("verdicts", []))
     return Table(
         ("", "return", "± se", "sd", "min", "max", "normalised", "steps"),
@@ -346,6 +351,21 @@ def _return_table(report):
             for name, numbers, *others in rows
         ],
         notes,
+    )
+
+
+def _describe_auto(auto):
+    target = f"target {_number(auto['return'])}, by auto"
+    trajectories, within = f"{auto['trajectories']:,}", _number(auto["within"])
+    if auto["near"] < auto["enough"]:
+        return (
+            f"{target}: the median, as no return of the {trajectories} trajectories "
+            f"has another within {within}"
+        )
+    return (
+        f"{target}: the highest return, of quantile {auto['quantile']:.1%}, with "
+        f"enough trajectories near it, {auto['near']:,} of {trajectories} within "
+        f"{within} ({auto['enough']:,} are enough)"
     )
 
 

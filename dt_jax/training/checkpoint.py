@@ -42,7 +42,8 @@ class Trained(NamedTuple):
     """A model at rest: its fields, its parameters, and what acting needs of the data.
 
     normalization: state_mean and state_std (lists of S), return_scale, discount,
-    context_length and max_ep_len; None of a folder without `normalization.json`.
+    context_length, max_ep_len and what else `Policy` takes; None of a folder without
+    `normalization.json`.
     step: updates made, None for a folder.
     """
 

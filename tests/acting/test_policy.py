@@ -164,6 +164,44 @@ def test_the_model_sees_what_the_sampler_gathers():
         )
 
 
+def test_what_is_asked_for_is_relative_as_in_training():
+    lengths_E = [STEPS, 5, 2]
+    store = Trajectories.from_episodes(
+        [
+            {
+                "states": STATES_TxExS[:length, number],
+                "actions": np.zeros((length, A)),
+                "rewards": REWARDS_TxE[:length, number],
+            }
+            for number, length in enumerate(lengths_E)
+        ],
+        discount=0.5,
+    )
+    means_T = store.mean_returns_to_go(STEPS - 2)
+    sampler = SegmentSampler(
+        store.relative_to(means_T),
+        **{"batch_size": E, "context_length": K, "max_ep_len": STEPS - 2, "seed": 0},
+        **{"return_scale": 3.0, "weighting": "length"},
+    )
+    policy = make_policy(
+        discount=0.5,
+        return_scale=3.0,
+        max_ep_len=STEPS - 2,
+        mean_returns_to_go=means_T.tolist(),
+    )
+    policy.reset(store.returns_to_go[store.starts])  # in raw reward
+    seen_TxE = np.zeros((STEPS, E), np.float32)
+    for step in range(STEPS):
+        policy.act(STATES_TxExS[step], REWARDS_TxE[step - 1])
+        seen_TxE[step] = policy._context.returns_to_go[:, -1, 0]
+    for number, length in enumerate(lengths_E):
+        steps = slice(store.starts[number], store.starts[number] + length)
+        # Whole rewards, halved: exact in float64, and rounded once.
+        expected = sampler.returns_to_go[steps]
+        np.testing.assert_array_equal(seen_TxE[:length, number], expected)
+        assert (expected != np.float32(store.returns_to_go[steps] / 3)).any()
+
+
 def last_segment(actions_TxExA, max_ep_len):
     """The sampler's batch of the last steps of episodes that end after these actions.
 
@@ -319,6 +357,11 @@ def test_a_folder_without_statistics_is_refused(tmp_path, normalization, missing
         (
             {"state_std": [1.0, 0.0, 1.0, 1.0, 1.0]},
             "normalization.state_std[1]=0.0: expected above 0",
+        ),
+        (
+            {"mean_returns_to_go": [1.0, float("nan")]},
+            "normalization.mean_returns_to_go=[1.0, nan]: nan at [1], expected finite "
+            "numbers of shape (2,)",
         ),
     ],
 )

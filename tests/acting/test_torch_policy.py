@@ -19,12 +19,13 @@ PLAIN = {
     "context_length": 4,
     "max_ep_len": 9,
 }
+MEANS = {"mean_returns_to_go": [30.0, -20.0, 5.0]}
 BOUNDS = {"action_low": [-3.0, 0.0, 1.0], "action_high": [5.0, 2.0, 1.0]}
 
 
 @pytest.mark.parametrize(
     ("sizes", "normalization"),
-    [((), PLAIN | BOUNDS), ((3,), PLAIN), ((2, 3), PLAIN)],
+    [((), PLAIN | BOUNDS | MEANS), ((3,), PLAIN), ((2, 3), PLAIN)],
     ids=["scaled", "discrete", "multi-discrete"],
 )
 def test_actions_of_every_kind(tmp_path, sizes, normalization):

@@ -152,6 +152,26 @@ def test_targets_come_from_the_data_and_others_act_beside(workdir):
     assert targeted[0]["normalized"] == pytest.approx(targeted[0]["mean"] / 10)
 
 
+def test_auto_is_the_target_that_the_data_report_has_chosen(workdir, tmp_path, capsys):
+    run = Run(shutil.copytree(workdir, tmp_path / "run"))
+    path = run.workdir / "data_report.json"
+    report = json.loads(path.read_text())
+    chosen = report["auto_target"]
+    data = load_trajectories(run.workdir / "simulated_market")
+    returns_E = data.returns_to_go[data.starts]
+    assert chosen["return"] in returns_E.tolist()
+    found = run.evaluate(targets=["auto", 0], episodes=1)
+    targets = [actor["target"] for actor in found["actors"]]
+    assert targets == [0.0, chosen["return"], None]
+    assert found["auto_target"] == run.evaluation["auto_target"] == chosen
+    assert "by auto: the highest return" in capsys.readouterr().out
+    assert dt_jax.evaluate(run.workdir, targets=[0])["auto_target"] is None
+    del report["auto_target"]
+    path.write_text(json.dumps(report))
+    with pytest.raises(ValueError, match=r"^eval.targets=auto: .*report.json is of a"):
+        run.evaluate(targets="auto")
+
+
 def hold(observations_ExS):
     return np.zeros((len(observations_ExS), 6))
 

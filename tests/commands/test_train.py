@@ -513,7 +513,8 @@ def test_every_key_means_the_run_or_may_change():
     means_the_run = {
         *("seed", "sweep", "sweep_at_once"),
         *("data.context_length", "data.max_ep_len", "data.return_scale"),
-        *("data.discount", "data.weighting", "data.split_on_dones"),
+        *("data.discount", "data.relative_to", "data.weighting"),
+        *("data.split_on_dones", "data.keep_best"),
         *("data.statistics", "data.action_scaling"),
         *("data.validation_fraction", "data.store_dtype"),
         *("train.batch_size", "train.init_from"),

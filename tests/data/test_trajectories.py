@@ -108,6 +108,20 @@ def test_returns_to_go_equal_a_plain_loop(discount):
     np.testing.assert_array_equal(store.returns_to_go, expected)
 
 
+def test_returns_to_go_relative_to_their_timestep_on_paper():
+    # Returns-to-go of 6, 5, 3; 3, 1; 9; and of one that is not chosen.
+    store = from_rewards([[1, 2, 3], [2, 1], [9], [50, 50, 50, 50]])
+    chosen = store.select([2, 0, 1])
+    assert chosen.mean_returns_to_go(9).tolist() == [6, 3, 3]
+    # With the timesteps from 1 on read as one.
+    assert chosen.mean_returns_to_go(2).tolist() == [6, 3]
+    assert chosen.mean_returns_to_go(1).tolist() == [27 / 6]
+    relative = store.relative_to(np.array([6.0, 3.0, 2.0]))
+    assert relative.returns_to_go.tolist() == [0, 2, 1, -3, -2, 3, 194, 147, 98, 48]
+    assert store.returns_to_go[0] == 6
+    assert relative.rewards is store.rewards
+
+
 def test_split_on_dones_by_hand():
     rewards = [[1, 2, 4, 8], [16], [32, 64], [128, 256]]
     dones = [[0, 1, 0, 0], [1], [1, 1], [0, 0]]

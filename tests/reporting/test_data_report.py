@@ -9,7 +9,7 @@ import pytest
 
 from dt_jax.data.segments import SegmentSampler
 from dt_jax.data.trajectories import Trajectories
-from dt_jax.reporting.data_report import data_report, describe_data
+from dt_jax.reporting.data_report import auto_target, data_report, describe_data
 from dt_jax.training.feed import memory_plan
 
 WARNINGS = {
@@ -51,6 +51,7 @@ def report_of(
     max_ep_len=4,
     return_scale=1000.0,
     whole=None,
+    relative_to="nothing",
 ):
     sampler = SegmentSampler(
         Trajectories.from_episodes(data) if isinstance(data, list) else data,
@@ -64,6 +65,7 @@ def report_of(
     options = {
         "action_bounds": action_bounds,
         "action_tanh": action_tanh,
+        "relative_to": relative_to,
         "placement": "host",
         "plan": memory_plan(sampler, 3, state_bytes=1000, store_dtype="float32"),
     }
@@ -89,6 +91,15 @@ def test_the_figures_by_hand():
         "held_out_trajectories": 0,
         "lengths": quantiles(1, 1.2, 2, 3.6, 4),
         "kept": None,
+        # Of 100, 200 and 400 none has another near: the median.
+        "auto_target": {
+            **{"return": 200.0, "quantile": 2 / 3, "near": 1, "enough": 2},
+            **{"within": 0.0, "trajectories": 3},
+        },
+        "relative_to": "nothing",
+        # By timestep 400, 100, 200; 300, 150; 300; 300: the squares around 250 sum to
+        # 65,000, those around 700 / 3 and 225 to 140,000 / 3 and 11,250.
+        "explained_by_timestep": round(1 - (140000 / 3 + 11250) / 65000, 4),
         "returns": quantiles(0.1, 0.12, 0.2, 0.36, 0.4),
         # of 0.4, 0.1 and 0.2 in float32
         "return_mean": pytest.approx(0.7 / 3, rel=1e-6),
@@ -127,6 +138,47 @@ def test_histograms_and_levels_by_hand():
     assert levels["timestep"] == [0, 1, 2, 3]
     assert levels["median"] == pytest.approx([0.2, 0.225, 0.3, 0.3])
     assert levels["max"] == pytest.approx([0.4, 0.3, 0.3, 0.3])
+
+
+def test_what_the_timestep_explains_and_leaves():
+    store = Trajectories.from_episodes(make_episodes())
+    relative = store.relative_to(store.mean_returns_to_go(4))
+    found = report_of(relative, whole=store, relative_to="timestep")
+    before = report_of(store)
+    changed = {key for key in before if found[key] != before[key]}
+    levels = ("returns_to_go", "returns_to_go_by_timestep")
+    assert changed == {"relative_to", *levels}
+    # Less 700 / 3 and 225: the targets stay those of the returns as they are.
+    levels = found["returns_to_go"]
+    assert (levels["min"], levels["max"]) == pytest.approx((-0.4 / 3, 0.5 / 3))
+    share = "  the timestep explains 10.9% of their variance"
+    assert f"{share}\n" in describe_data(before)
+    assert f"{share}: its mean is subtracted\n" in describe_data(found)
+
+
+@pytest.mark.parametrize(
+    ("returns", "chosen", "near"),
+    [
+        # Of 8 the span without both ends is 5 - 1, a twentieth of it 0.2.
+        ([0, 1, 1.125, 2, 3, 4.875, 5, 9], 5.0, 2),
+        ([0, 1, 1.125, 2, 3, 4, 5, 9], 1.125, 2),
+        ([*range(100), 10**6], 99.0, 5),  # a lucky one is not learned from
+        ([0] * 98 + [7, 7], 7.0, 2),  # two of a hundred are
+        ([0] * 148 + [7, 7], 0.0, 148),
+        ([*range(101)], 100.0, 5),  # 4.8 below the highest
+        ([3], 3.0, 1),
+        ([1, 2, 4, 8], 2.0, 1),  # too few: the median
+    ],
+)
+def test_the_target_of_auto_on_paper(returns, chosen, near):
+    found = auto_target(np.random.default_rng(0).permutation(np.float64(returns)))
+    assert (found["return"], found["near"]) == (chosen, near)
+    assert found["quantile"] == np.mean(np.array(returns) <= chosen)
+
+
+def test_the_target_of_auto_for_a_normal_distribution():
+    returns = np.random.default_rng(0).normal(size=20_000)
+    assert auto_target(returns)["quantile"] == pytest.approx(0.98, abs=0.005)
 
 
 def test_returns_that_are_all_alike_have_one_bin():

@@ -66,6 +66,7 @@ def test_the_figures_by_hand():
         "episodes": 2,
         "first_seed": 7,
         "data": {"returns": data, "longest": 4},
+        "auto_target": None,
         "reference": {"low": 1, "high": 9, "given": False},
         "actors": [
             {
@@ -105,6 +106,25 @@ def test_the_figures_by_hand():
     assert report == expected
     assert "  cut by a time limit: 2 of 4 episodes" in describe_evaluation(report)
     assert json.loads(json.dumps(report, allow_nan=False)) == report
+
+
+@pytest.mark.parametrize(
+    ("near", "told"),
+    [
+        (11, "the highest return, of quantile 97.9%, with enough trajectories near it, "
+         "11 of 512 within 372.5 (11 are enough)"),
+        (10, "the median, as no return of the 512 trajectories has another within "
+         "372.5"),
+    ],
+)  # fmt: skip
+def test_why_a_target_was_chosen(near, told):
+    actors = [actor("target 8", 8.0, [4, 6]), actor(RANDOM, None, [0, 2])]
+    auto = {"return": 8.0, "quantile": 0.979, "near": near, "enough": 11}
+    auto |= {"within": 372.5, "trajectories": 512}
+    report = report_of(actors, auto_target=auto)
+    assert report["auto_target"] == auto
+    text = " ".join(describe_evaluation(report).split())
+    assert f" target 8, by auto: {told} " in f"{text} "
 
 
 def test_the_main_figures_by_tag():
