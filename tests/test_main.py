@@ -333,6 +333,7 @@ def no_trades(observations_ExS):
     return np.zeros((len(observations_ExS), 6))
 
 
+@pytest.mark.usefixtures("compile_fast")
 def test_every_key_is_read(tmp_path):
     config, read = default_config(), set()
     config.model.update({"hidden_size": 8, "n_layer": 1})
