@@ -203,9 +203,8 @@ def rank_correlation(achieved):
 
 
 def describe(found):
-    lines = [
-        f"{'':42}{'rank':>6}{'rank gain':>8}{'lowest':>16}{'highest':>16}{'clone':>16}"
-    ]
+    titles = f"{'rank':>11}{'rank, gain':>11}{'lowest':>16}{'highest':>16}{'clone':>16}"
+    lines = [" " * 29 + titles]
     for name, one in found.items():
         for place in ("inside", "after"):
             actors = one[place]["actors"]
@@ -215,10 +214,13 @@ def describe(found):
                 f"{actor['mean']:.2f} ± {actor['error']:.2f}"
                 for actor in (aimed[0], aimed[-1], clone)
             )
+            ranks = (
+                one[place][key]
+                for key in ("rank correlation", "rank correlation of the gain")
+            )
             lines.append(
-                f"{name}, {place}".ljust(42)
-                + f"{one[place]['rank correlation']:6.2f}"
-                + f"{one[place]['rank correlation of the gain']:8.2f}"
+                f"{name}, {place}".ljust(29)
+                + "".join(f"{rank:11.2f}" for rank in ranks)
                 + "".join(f"{cell:>16}" for cell in cells)
             )
     return "\n".join(lines)
@@ -241,7 +243,9 @@ def draw(found):
             axis.plot(asked, asked, color="0.8", label="as asked")
             axis.errorbar(asked, mean, error, marker="o", label="achieved ± se")
             for colour, clone in zip(("C1", "C2"), actors[-2:], strict=True):
-                axis.axhline(clone["mean"], color=colour, ls="--", label=clone["name"])
+                mean, error = clone["mean"], clone["error"]
+                axis.axhline(mean, color=colour, ls="--", label=clone["name"])
+                axis.axhspan(mean - error, mean + error, color=colour, alpha=0.15, lw=0)
             axis.set(title=f"{name}, {place}", xlabel="return asked for")
             axis.title.set_fontsize(9)
     for axis in grid[:, 0]:
