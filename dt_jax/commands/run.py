@@ -66,7 +66,8 @@ def evaluate(
       episodes: for each target, on the same seeds.
       max_episode_steps: after which one is cut; 0: see the config.
       baselines: others on the same seeds: 'module:callable' (observations -> actions),
-        a .zip of stable-baselines3, a workdir or a Hugging Face folder.
+        a .zip of stable-baselines3, a workdir or a Hugging Face folder; or a clone that
+        was trained with the run, 'clone' or 'clone-best-10%'.
       score_range: the two returns that are normalised to 0 and to 100.
 
     Returns:
