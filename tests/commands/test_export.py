@@ -73,7 +73,8 @@ def workdir(dataset, tmp_path_factory):
 
 def test_a_run_and_its_export_hold_the_same_model(workdir, dataset):
     run, folder = load_trained(workdir), load_trained(workdir / "hf")
-    assert run.fields == folder.fields | {"dtype": "float32", "action_sizes": []}
+    ours = {"dtype": "float32", "action_sizes": [], "condition_on": "return"}
+    assert run.fields == folder.fields | ours
     for module, leaves in run.params.items():
         for leaf, array in leaves.items():
             np.testing.assert_array_equal(array, folder.params[module][leaf])
