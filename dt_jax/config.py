@@ -89,7 +89,7 @@ def default_config() -> ConfigDict:
     # Discount of the returns-to-go; 1 is the plain sum, 0 the reward of the step alone.
     data.discount = 1.0
     # 'timestep': from each return-to-go the mean of all at its timestep is subtracted,
-    # so that the model sees how much better it is; 'nothing': it is as it is.
+    # so that the model sees how much it is above or below that; 'nothing': none is.
     data.relative_to = "nothing"
     # 'length': trajectories are drawn in proportion to their length; 'uniform': alike.
     data.weighting = "length"
