@@ -99,6 +99,15 @@ def check_spaces(
             )
 
 
+def describe_rewards(environment: gymnasium.Env) -> dict:
+    """What `Trajectories.about` says of them: of a trading environment the `benchmark`
+    of its `Rules`, beyond which they are gained, None for none."""
+    market_env = environment.unwrapped
+    if not isinstance(market_env, TradingEnv):
+        return {}
+    return {"benchmark": market_env.rules.benchmark}
+
+
 def _counts(sizes):
     return " x ".join(map(str, sizes))
 

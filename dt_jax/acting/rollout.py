@@ -15,7 +15,7 @@ import numpy as np
 
 from dt_jax.acting.actors import Actor
 from dt_jax.acting.checked_env import checked
-from dt_jax.acting.environments import check_spaces
+from dt_jax.acting.environments import check_spaces, describe_rewards
 from dt_jax.acting.policy import Policy
 from dt_jax.data.episodes import describe_actions, is_discrete
 from dt_jax.data.writer import save_trajectories
@@ -187,7 +187,7 @@ def record_episodes(
     bar = {"total": num_episodes, "desc": "collecting", "unit": " episodes"}
     first = environments[0]
     about = {"environment": first.name, "observations": first.layout}
-    about |= describe_actions(first.action_space)
+    about |= describe_actions(first.action_space) | describe_rewards(first)
     save_trajectories(path, progress(episodes, **bar), about=about)
     return sum(truncated)
 

@@ -14,7 +14,11 @@ from ml_collections import ConfigDict
 
 from dt_jax.acting.actors import Actor, load_actor, random_actor
 from dt_jax.acting.checked_env import probe
-from dt_jax.acting.environments import check_spaces, make_environments
+from dt_jax.acting.environments import (
+    check_spaces,
+    describe_rewards,
+    make_environments,
+)
 from dt_jax.acting.policy import Policies, Policy
 from dt_jax.acting.rollout import roll_out, roll_out_targets
 from dt_jax.commands.members import MEMBERS, clone_workdir, members_of
@@ -287,9 +291,9 @@ def check_environment(
 ) -> bool:
     """Make one environment, look at its spaces and let it make a step; False: none.
 
-    What it flattens must be what was flattened for the data; `fits`: of a model, as
-    `check_spaces` takes them. The columns that the table
-    of a market has beside are named, once.
+    What it flattens must be what was flattened for the data, and what it rewards what
+    was rewarded there; `fits`: of a model, as `check_spaces` takes them. The columns
+    that the table of a market has beside are named, once.
 
     Raises:
       ValueError: see `make_environments`, `check_spaces` and `probe`.
@@ -310,10 +314,22 @@ def check_environment(
                 f"{environment.layout or 'vectors'}, but in the data they were "
                 f"{trained_on or 'vectors'}"
             )
+        _check_rewards(environment, about)
         probe(environment)
         environment.close()
         _name_unused(environment.unwrapped)
     return bool(name)
+
+
+def _check_rewards(environment, about):
+    for key, own in describe_rewards(environment).items():
+        of_data = about.get(key, own)
+        if own != of_data:
+            found, expected = (f'"{key}": {json.dumps(x)}' for x in (own, of_data))
+            raise ValueError(
+                f"eval.environment_kwargs: rewards are of {found}, but those of the "
+                f"data of {expected}; give the environment that one"
+            )
 
 
 def _name_unused(environment):

@@ -68,8 +68,9 @@ class Trajectories:
       about: where they come from, where the dataset says it: the `environment`, its
         `environment_kwargs` where it can be made again (JSON), the space of its
         `observations` before they were flattened and that of its `actions`, with
-        their `action_bounds`, the `score_range` by which returns are normalised, and
-        of what was converted the `format`, the `source` and what was `left_out`.
+        their `action_bounds`, the `benchmark` of trading `Rules` beyond which rewards
+        are gained, the `score_range` by which returns are normalised, and of what was
+        converted the `format`, the `source` and what was `left_out`.
     """
 
     states: Rows

@@ -13,6 +13,7 @@ import dt_jax
 from dt_jax.acting.policy import Policy
 from dt_jax.commands.collect import collect
 from dt_jax.commands.evaluate import (
+    check_environment,
     check_evaluation,
     evaluate,
     track,
@@ -277,6 +278,45 @@ def test_a_table_by_the_hour_is_evaluated_from_json(workdir, tmp_path, capsys):
         printed.count("the market's table has columns that are not used: Volume") == 1
     )
     assert "annual figures: a year has 756 rows" in printed
+
+
+def keep(observations_ExS):
+    return np.zeros((len(observations_ExS), 2))
+
+
+def test_rewards_must_be_relative_to_what_those_of_the_data_are(tmp_path):
+    table, config = tmp_path / "prices.csv", default_config()
+    rows = [
+        f"{day},{name},{price + number}"
+        for number, day in enumerate(np.busday_offset("2020-07-01", np.arange(6)))
+        for name, price in (("A", 50.0), ("B", 60.0))
+    ]
+    table.write_text("\n".join(["date,tic,close", *rows]))
+    config.eval.environment = "dt_jax/StockTrading-v0"
+    config.collect.update({"actor": f"{__name__}:keep", "episodes": 1})
+
+    def trades(**kwargs):
+        kwargs = {"market": str(table), "indicators": []} | kwargs
+        config.eval.environment_kwargs = json.dumps(kwargs)
+
+    trades(rules={"benchmark": "equal_weight"})
+    collect(config, tmp_path / "relative")
+    relative = load_trajectories(tmp_path / "relative" / "dataset").about
+    trades()
+    collect(config, tmp_path / "plain")
+    plain = load_trajectories(tmp_path / "plain" / "dataset").about
+    assert (relative["benchmark"], plain["benchmark"]) == ("equal_weight", None)
+    assert check_environment(config, plain)
+    assert check_environment(config, {})  # of a version that did not record it
+    asked = r'^eval.environment_kwargs: .* "benchmark": null, .* "benchmark": "equal_w'
+    with pytest.raises(ValueError, match=asked):
+        check_environment(config, relative)
+    trades(benchmark="equal_weight")
+    assert check_environment(config, relative)
+    with pytest.raises(ValueError, match=r'"equal_weight", but .* "benchmark": null;'):
+        check_environment(config, plain)
+    config.eval.update({"environment": "CartPole-v1", "environment_kwargs": "{}"})
+    assert check_environment(config, {"benchmark": "cash"})  # it trades nothing
 
 
 class Cart(gymnasium.Env):
