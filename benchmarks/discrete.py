@@ -4,8 +4,9 @@
     python -m benchmarks.discrete
 
 For each, a rule that acts well is made worse in seven degrees; a model trained on all
-of their episodes is then asked for five returns. Prints a table beside the behaviours'
-own means, and writes discrete.json here. Minutes on two CPU cores.
+of their episodes is then asked for five returns. Prints the mean returns beside the
+behaviours' own, each ± its standard error, and writes discrete.json here. Minutes on
+two CPU cores.
 """
 
 import json
@@ -19,6 +20,7 @@ from dt_jax.acting.actors import Actor
 from dt_jax.acting.environments import make_environments
 from dt_jax.acting.rollout import roll_out
 from dt_jax.data.writer import save_trajectories
+from dt_jax.reporting.evaluation_tables import standard_error
 
 HERE = Path(__file__).parent
 EPISODES = 80  # of each behaviour
@@ -67,7 +69,10 @@ def measure(name, rule, grades, folder):
             range(1000 * number, 1000 * number + EPISODES),
             record=steps.append,
         )
-        behaviours[f"{rule.__name__} {grade:g}"] = float(rollout.returns_E.mean())
+        behaviours[f"{rule.__name__} {grade:g}"] = {
+            "mean": float(rollout.returns_E.mean()),
+            "error": standard_error(rollout.returns_E),
+        }
         episodes += cut(steps, rollout.lengths_E)
     save_trajectories(folder / "data", episodes)
     returns = [episode["rewards"].sum() for episode in episodes]
@@ -79,14 +84,13 @@ def measure(name, rule, grades, folder):
     config.optimizer.learning_rate = 1e-3
     config.train.max_steps = 1500
     config.eval.environment = name
-    best, worst = max(behaviours.values()), min(returns)
+    best, worst = max(one["mean"] for one in behaviours.values()), min(returns)
     config.eval.targets = tuple(np.linspace(worst, best, 6)[1:].tolist())
     evaluation = dt_jax.train(config, folder / "run").evaluation
     return {
         "behaviours": behaviours,
-        "data": {"mean": float(np.mean(returns)), "max": float(np.max(returns))},
         "targets": {
-            f"{actor['target']:.4g}": {key: actor[key] for key in ("mean", "std")}
+            f"{actor['target']:.4g}": {key: actor[key] for key in ("mean", "error")}
             for actor in evaluation["actors"]
             if actor["target"] is not None
         },
@@ -115,13 +119,18 @@ def cut(steps, lengths_E):
 
 
 def describe(name, found):
-    lines = [f"{name}: data's mean {found['data']['mean']:.1f}"]
-    lines += [f"  {k:16}{v:8.1f}" for k, v in found["behaviours"].items()]
-    lines += [
-        f"  asked for {target:>6}{actor['mean']:8.1f} ± {actor['std']:.1f}"
-        for target, actor in found["targets"].items()
+    targets = found["targets"]
+    lines = [
+        f"{name}, mean return ± standard error",
+        *(f"  {who:16}{shown(one)}" for who, one in found["behaviours"].items()),
+        *(f"  asked for {target:>6}{shown(one)}" for target, one in targets.items()),
+        f"  rank correlation, {len(targets)} targets: {found['rank correlation']:.2f}",
     ]
-    return "\n".join([*lines, f"  rank correlation {found['rank correlation']:.2f}"])
+    return "\n".join(lines)
+
+
+def shown(one):
+    return f"{one['mean']:8.1f} ± {one['error']:.1f}"
 
 
 if __name__ == "__main__":
