@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from dt_jax.config import changed_keys, default_config, flatten
 from dt_jax.reporting import plots
-from dt_jax.reporting.evaluation_tables import Table
+from dt_jax.reporting.evaluation_tables import Table, count_targets, standard_error
 from dt_jax.reporting.html_page import Picture, picture_grid, table_html, write_page
 from dt_jax.system.files import read_json, replacing
 from dt_jax.training.metrics import read_metrics
@@ -94,15 +94,21 @@ def comparison_rows(runs: Sequence[Run]) -> list[dict]:
     """A dict for each run, all with the same columns; None where a run has nothing.
 
     Losses are those of the last record and the lowest of all; returns are means over
-    the episodes, in raw reward; `steps_per_second` is the median over the records.
+    the episodes, in raw reward, with their standard errors, and `of_targets` are those
+    of the rank correlation; `steps_per_second` is the median over the records.
     """
     _, changed = shared_and_changed(runs)
     defaults = flatten(default_config().to_dict())
     actors = _unique(actor["name"] for run in runs for actor in _actors(run))
+    returns = [f"{what}, {name}" for name in actors for what in ("return", "± se")]
     rows = []
     for run in runs:
         last = run.records[-1]
-        achieved = {actor["name"]: actor["mean"] for actor in _actors(run)}
+        achieved = {}
+        for actor in _actors(run):
+            achieved[f"return, {actor['name']}"] = actor["mean"]
+            achieved[f"± se, {actor['name']}"] = standard_error(actor["returns"])
+        ranked = run.evaluation.get("spearman") is not None
         rows.append(
             {
                 "run": run.name,
@@ -110,8 +116,9 @@ def comparison_rows(runs: Sequence[Run]) -> list[dict]:
                 "loss": last["loss"],
                 "validation_loss": last.get("validation_loss"),
                 "lowest_validation_loss": _lowest(run.records, "validation_loss"),
-                **{f"return, {name}": achieved.get(name) for name in actors},
+                **{name: achieved.get(name) for name in returns},
                 "rank_correlation": run.evaluation.get("spearman"),
+                "of_targets": count_targets(run.evaluation) if ranked else None,
                 "evaluation_step": run.evaluation.get("step"),
                 "steps_per_second": _median(run.records, "steps_per_second"),
                 **{key: run.changed.get(key, defaults[key]) for key in changed},
@@ -173,7 +180,8 @@ def _pictures(runs):
     reports = {run.name: run.evaluation for run in runs if _targeted(run)}
     if reports:
         figure = plots.draw_achieved(reports)
-        yield Picture("achieved", figure, "What each run achieved for each target.")
+        text = "What each run achieved for each target: mean ± standard error."
+        yield Picture("achieved", figure, text)
 
 
 def _targeted(run):

@@ -8,6 +8,7 @@ and text.
 import math
 import re
 from collections.abc import Sequence
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
@@ -26,6 +27,18 @@ WEAK_RANK = 0.5  # targets that steer less than this hardly steer
 MARKET = "equal weight"  # the reference beyond which an account gains
 CLEAR = 2.0  # standard errors from which on one is better than another
 MOST_DAYS = 300  # of the curves of accounts
+ACCOUNTS = (  # two tables of an account's figures, and how each is shown
+    {
+        "total": ("total_return", "+,.1%"),
+        "annual": ("annual_return", "+,.1%"),
+        "turnover": ("turnover", ".1f"),
+    },
+    {
+        "volatility": ("annual_volatility", ".1%"),
+        "Sharpe": ("sharpe", ".2f"),
+        "drawdown": ("max_drawdown", ".1%"),
+    },
+)
 YEARS = {365: "365 days", 252: "252 business days", 52: "52 weeks", 12: "12 months"}
 
 
@@ -204,8 +217,8 @@ def _curves(actors, references):
     def summary(values_DxE):
         shown_DxE = values_DxE[days[days < len(values_DxE)]]
         mean_D = np.nanmean(shown_DxE, axis=1)
-        error_D = np.nanstd(shown_DxE, axis=1)
-        error_D /= np.sqrt(np.isfinite(shown_DxE).sum(axis=1))
+        others_D = np.isfinite(shown_DxE).sum(axis=1) - 1
+        error_D = np.nanstd(shown_DxE, axis=1) / np.sqrt(np.maximum(others_D, 1))
         return {"mean": mean_D.tolist(), "error": error_D.tolist()}
 
     accounts = {actor.name: actor.curves.assets for actor in with_accounts}
@@ -224,10 +237,15 @@ def _curves(actors, references):
 
 
 def _backtest(curves, periods):
+    """The mean of each figure over the episodes that have it, and their `errors`."""
     if curves is None:
         return None
     found = figures(curves, periods)
-    return {k: v if math.isfinite(v) else None for k, v in found.items()}
+    found = {name: values_E[~np.isnan(values_E)] for name, values_E in found.items()}
+    return {
+        **{k: float(v_E.mean()) if len(v_E) else None for k, v_E in found.items()},
+        "errors": {k: standard_error(v_E) for k, v_E in found.items()},
+    }
 
 
 def _rank_correlation(targets, achieved):
@@ -258,8 +276,8 @@ def _warnings(report):
         )
     if report["spearman"] is not None and report["spearman"] < WEAK_RANK:
         warnings.append(
-            "achieved returns hardly rise with the targets: rank correlation "
-            f"{report['spearman']:.2f}"
+            f"achieved returns hardly rise with the {count_targets(report)} targets: "
+            f"rank correlation {report['spearman']:.2f}"
         )
     if steps > longest:
         warnings.append(
@@ -300,8 +318,13 @@ def describe_evaluation(report: dict) -> str:
 
 def evaluation_tables(report: dict) -> list[Table]:
     """The returns; where there are accounts also how these did."""
-    tables = [_return_table(report), _account_table(report), _gain_table(report)]
+    tables = [_return_table(report), *_account_tables(report), _gain_table(report)]
     return [table for table in tables if table.rows]
+
+
+def count_targets(report: dict) -> int:
+    """Those that the rank correlation is of."""
+    return sum(actor["target"] is not None for actor in report["actors"])
 
 
 def _return_table(report):
@@ -315,8 +338,10 @@ def _return_table(report):
                 min(actor["returns"]),
                 max(actor["returns"]),
             ),
-            _cell(actor["normalized"], ".1f"),
-            f"{np.mean(actor['lengths']):.0f}",
+            _normalized(actor, report["reference"]),
+            _with_error(
+                np.mean(actor["lengths"]), standard_error(actor["lengths"]), ".0f"
+            ),
         )
         for actor in report["actors"]
     ]
@@ -337,9 +362,9 @@ def _return_table(report):
         count = report["episodes"] * len(report["actors"])
         notes.append(f"cut by a time limit: {cut:,} of {count:,} episodes")
     if report["spearman"] is not None:
-        count = sum(actor["target"] is not None for actor in report["actors"])
         notes.append(
-            f"rank correlation with the {count} targets: {report['spearman']:.2f}"
+            f"rank correlation with the {count_targets(report)} targets: "
+            f"{report['spearman']:.2f}"
         )
     if auto := report.get("auto_target"):
         notes.append(_describe_auto(auto))
@@ -352,6 +377,24 @@ def _return_table(report):
         ],
         notes,
     )
+
+
+def _normalized(actor, reference):
+    if actor["normalized"] is None:
+        return "-"
+    error = standard_error(actor["returns"])
+    if error:
+        error *= 100.0 / abs(reference["high"] - reference["low"])
+    return _with_error(actor["normalized"], error, ".1f")
+
+
+def _with_error(mean, error, form):
+    """In one cell; `form` where all are alike, or there is one alone."""
+    if not error:
+        return _cell(mean, form)
+    form = "z,.1f" if error < 1.0 else "z,.0f"
+    text = f"{mean:{form}} ± {error:{form}}"
+    return text if len(text) < 15 else f"{mean:.0e} ± {error:.0e}"
 
 
 def _describe_auto(auto):
@@ -369,35 +412,35 @@ def _describe_auto(auto):
     )
 
 
-def _account_table(report):
-    columns = {
-        "total": ("total_return", "+,.1%"),
-        "annual": ("annual_return", "+,.1%"),
-        "volatility": ("annual_volatility", ".1%"),
-        "Sharpe": ("sharpe", ".2f"),
-        "drawdown": ("max_drawdown", ".1%"),
-        "turnover": ("turnover", ".1f"),
-    }
+def _account_tables(report):
     accounts = {actor["name"]: actor["backtest"] for actor in report["actors"]}
     accounts |= report["backtest_references"] or {}
     periods = report.get("periods_a_year") or BUSINESS_DAYS  # version 0.2 has none
     year = YEARS.get(periods, f"{periods:,.10g} rows")
-    return Table(
-        ("", *columns),
-        [
-            (
-                name,
-                *(_cell(found[key], form) for key, form in columns.values()),
-            )
-            for name, found in accounts.items()
-            if found is not None
-        ],
-        [
-            "means over the episodes; drawdown: the largest loss since a peak",
-            "turnover: how often a year the account is traded over, one way",
-            f"annual figures: a year has {year}",
-        ],
-    )
+    notes = [
+        "means over the episodes; drawdown: the largest loss since a peak",
+        "turnover: how often a year the account is traded over, one way",
+        f"annual figures: a year has {year}",
+    ]
+    return [
+        Table(
+            ("", *chain.from_iterable((title, "± se") for title in columns)),
+            [
+                (name, *chain.from_iterable(_mean_and_error(found, columns)))
+                for name, found in accounts.items()
+                if found is not None
+            ],
+            notes if columns is ACCOUNTS[-1] else [],
+        )
+        for columns in ACCOUNTS
+    ]
+
+
+def _mean_and_error(found, columns):
+    """A cell of the mean and one of its standard error, of each column."""
+    errors = found.get("errors", {})  # an older version has none
+    for key, form in columns.values():
+        yield _cell(found[key], form), _cell(errors.get(key), form.lstrip("+"))
 
 
 def _gain_table(report):

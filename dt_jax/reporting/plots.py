@@ -246,7 +246,7 @@ def draw_losses(records_by_run: Mapping[str, Sequence[dict]], key: str) -> "Figu
 def draw_bands(
     runs_by_setting: Mapping[str, Sequence[list[dict]]], key: str
 ) -> "Figure":
-    """The loss of several settings: the mean over runs, and a standard deviation."""
+    """The loss of several settings: the mean over runs, and its standard error."""
     figure, axes = make_axes("update", key.replace("_", " "))
     for (name, runs), style in zip(
         runs_by_setting.items(), _line_styles(), strict=False
@@ -259,11 +259,13 @@ def draw_bands(
         losses = np.array([losses[:count] for _, losses in series])
         if count >= 2 * SMOOTHED:
             losses = np.array([_smooth(one) for one in losses])
-        mean, std = losses.mean(axis=0), losses.std(axis=0)
+        mean = losses.mean(axis=0)
+        error = losses.std(axis=0) / np.sqrt(max(len(losses) - 1, 1))
         axes.plot(steps, mean, **style, marker=_marker(steps), label=_short(name))
-        low = np.maximum(mean - std, losses.min(axis=0))  # above 0, for a logarithm
+        low = np.maximum(mean - error, losses.min(axis=0))  # above 0, for a logarithm
         colour = axes.lines[-1].get_color()
-        axes.fill_between(steps, low, mean + std, color=colour, alpha=0.2, linewidth=0)
+        band = {"color": colour, "alpha": 0.2, "linewidth": 0}
+        axes.fill_between(steps, low, mean + error, **band)
     logarithmic(axes)
     legend(figure, columns=3)
     return figure
@@ -283,9 +285,15 @@ def draw_achieved(reports_by_run: Mapping[str, dict]) -> "Figure":
     for (name, report), style in zip(
         reports_by_run.items(), _line_styles(), strict=False
     ):
-        points = [(actor["target"], actor["mean"]) for actor in _actors(report)[0]]
-        axes.plot(*zip(*points, strict=True), **style, marker="o", markersize=4)
+        points = [
+            (actor["target"], actor["mean"], standard_error(actor["returns"]) or 0.0)
+            for actor in _actors(report)[0]
+        ]
+        targets, means, errors = zip(*points, strict=True)
+        axes.plot(targets, means, **style, marker="o", markersize=4)
         axes.lines[-1].set_label(_short(name))
+        bars = {"fmt": "none", "ecolor": style["color"], "capsize": 3}
+        axes.errorbar(targets, means, errors, **bars)
     legend(figure, columns=3)
     return figure
 
@@ -320,9 +328,8 @@ def _draw_curves(report, key, ylabel):
             )
             x = days[: len(mean)]
             axes.plot(x, mean, label=_short(name), **style)
-            if "linestyle" not in style:
-                band = {"color": style["color"], "alpha": 0.15, "linewidth": 0}
-                axes.fill_between(x, mean - error, mean + error, **band)
+            band = {"color": style["color"], "alpha": 0.15, "linewidth": 0}
+            axes.fill_between(x, mean - error, mean + error, **band)
     legend(figure, columns=3)
     return figure
 

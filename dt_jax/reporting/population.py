@@ -12,7 +12,7 @@ import numpy as np
 
 from dt_jax.config import flatten
 from dt_jax.reporting import plots
-from dt_jax.reporting.evaluation_tables import Table, aligned
+from dt_jax.reporting.evaluation_tables import Table, aligned, standard_error
 from dt_jax.reporting.html_page import Picture, picture_grid, table_html, write_page
 from dt_jax.system.files import read_json, write_json
 from dt_jax.system.text import fit
@@ -35,10 +35,11 @@ def write_population(workdir: str | os.PathLike, names: Sequence[str]) -> dict:
       What population.json holds. members: name, `setting` (the keys in which members
       differ, but for the seed), seed, `stopped` (of a member whose loss was not finite
       for too long), step, and of those that came to the end the last `loss` and
-      `validation_loss`, and the mean `return` for the largest target. settings: the
-      `setting`, its `seeds`, and of each measure mean, std over the seeds, iqm (the
-      interquartile mean) and `interval`, its 95 % bootstrap interval (None of one
-      seed). best: by which measure, and the `setting`.
+      `validation_loss`, and the mean `return` for the largest target with its
+      `return_error`. settings: the `setting`, its `seeds`, and of each measure over the
+      seeds mean, std, error (of the mean), iqm (the interquartile mean) and `interval`,
+      its 95 % bootstrap interval (both None of one seed). best: by which measure, and
+      the `setting`.
     """
     workdir = Path(workdir)
     members = [_member(workdir / "members" / name) for name in names]
@@ -75,7 +76,9 @@ def _member(workdir):
     if evaluation.is_file():
         actors = read_json(evaluation)["actors"]
         aimed = [actor for actor in actors if actor["target"] is not None]
-        member["return"] = max(aimed, key=lambda actor: actor["target"])["mean"]
+        top = max(aimed, key=lambda actor: actor["target"])
+        member["return"] = top["mean"]
+        member["return_error"] = standard_error(top["returns"])
     return member
 
 
@@ -99,14 +102,16 @@ def _settings(members):
 
 
 def describe_sample(values: Sequence[float]) -> dict:
-    """mean, std (of the sample, n - 1), iqm: the mean of the middle half, as Agarwal
-    et al. (2021, arXiv:2108.13264) have it, and the 95 % bootstrap interval of that."""
+    """mean, std (of the sample, n - 1), error: the standard error of the mean, iqm: the
+    mean of the middle half, as Agarwal et al. (2021, arXiv:2108.13264) have it, and the
+    95 % bootstrap interval of that."""
     from scipy import stats
 
     values = np.asarray(values, np.float64)
     sample = {
         "mean": float(values.mean()),
         "std": float(values.std(ddof=1)) if len(values) > 1 else 0.0,
+        "error": standard_error(values),
         "iqm": float(stats.trim_mean(values, 0.25)),
         "interval": None,
     }
@@ -149,7 +154,7 @@ def population_tables(found: Mapping) -> list[Table]:
             )
             for one in found["settings"]
         ]
-        header = (MEASURES[measure], "seeds", "mean ± sd", "IQM", "95 % of it")
+        header = (MEASURES[measure], "seeds", "mean ± se", "IQM", "95 % of it")
         best = found["best"].get(measure)
         notes = [f"best: {name_of(best)}"] if best and len(rows) > 1 else []
         tables.append(Table(header, rows, notes))
@@ -170,9 +175,12 @@ def _cells(sample):
         return ["-", "-", "-"]
     low_high = sample["interval"]
     interval = "-" if low_high is None else " .. ".join(f"{x:.4g}" for x in low_high)
-    return [
-        f"{sample['mean']:.4g} ± {sample['std']:.2g}", f"{sample['iqm']:.4g}", interval
-    ]  # fmt: skip
+    mean = _with_se(sample["mean"], sample["error"])
+    return [mean, f"{sample['iqm']:.4g}", interval]
+
+
+def _with_se(mean, error):
+    return f"{mean:.4g}" + ("" if error is None else f" ± {error:.2g}")
 
 
 def name_of(setting: Mapping) -> str:
@@ -205,7 +213,12 @@ def _write_page(workdir, found):
         (
             member["name"],
             f"{member['step']:,}",
-            *(f"{member[key]:.4g}" if key in member else "-" for key in MEASURES),
+            *(
+                _with_se(member[key], member.get(f"{key}_error"))
+                if key in member
+                else "-"
+                for key in MEASURES
+            ),
         )
         for member in found["members"]
     ]
@@ -237,5 +250,5 @@ def _pictures(workdir, found):
                 key,
                 plots.draw_bands(records, key),
                 f"The {title} by update: the mean over the seeds, and within the band "
-                "one standard deviation.",
+                "its standard error.",
             )

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from dt_jax.config import changed_keys
 from dt_jax.reporting import plots
-from dt_jax.reporting.evaluation_tables import evaluation_tables
+from dt_jax.reporting.evaluation_tables import count_targets, evaluation_tables
 from dt_jax.reporting.html_page import (
     Picture,
     definition_list,
@@ -103,8 +103,8 @@ def write_run_page(workdir: str | os.PathLike) -> list[Picture]:
     evaluation = run.evaluations[-1] if run.evaluations else {}
     tables = evaluation_tables(evaluation) if evaluation else []
     grids = {name: picture_grid(part) for name, part in pictures.items()}
-    sections = "Returns", "Accounts", "Accounts"
-    for section, table in zip(sections, tables, strict=False):
+    for number, table in enumerate(tables):
+        section = "Accounts" if number else "Returns"
         grids[section] = grids.get(section, "") + table_html(table)
     write_page(
         workdir / PAGE,
@@ -152,7 +152,8 @@ def run_pictures(run: Run) -> dict[str, list[Picture]]:
         if len(run.evaluations) > 1:
             figure = plots.draw_by_update(run.evaluations)
             steps = ", ".join(f"{found['step']:,}" for found in run.evaluations)
-            add("Returns", "by_update", figure, f"Mean returns of updates {steps}.")
+            text = f"Mean returns ± standard error of updates {steps}."
+            add("Returns", "by_update", figure, text)
         if last.get("curves"):
             text = (
                 "The account by day: the mean over the episodes, in a band of its "
@@ -246,7 +247,8 @@ def _figures(run) -> dict[str, str]:
     if run.evaluations and run.evaluations[-1]["spearman"] is not None:
         last = run.evaluations[-1]
         when = "" if last["step"] == run.step else f", update {last['step']:,}"
-        figures[f"rank correlation{when}"] = f"{last['spearman']:.2f}"
+        name = f"rank correlation, {count_targets(last)} targets{when}"
+        figures[name] = f"{last['spearman']:.2f}"
     return figures
 
 

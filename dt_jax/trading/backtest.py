@@ -48,8 +48,8 @@ def periods_a_year(dates_D: np.ndarray) -> float:
     return float(days_a_year * np.median(rows))
 
 
-def figures(curves: Curves, periods: float) -> dict[str, float]:
-    """The mean over the episodes of each figure of an episode; `periods` make a year.
+def figures(curves: Curves, periods: float) -> dict[str, np.ndarray]:
+    """E float64 of each figure; `periods` make a year.
 
     total_return: 0.1 is a gain of 10 %; annual_return: the same growth for a year.
     annual_volatility: the sample standard deviation of the returns by row, times the
@@ -58,18 +58,18 @@ def figures(curves: Curves, periods: float) -> dict[str, float]:
     turnover: how often a year the account is traded over, one way: half of what was
     bought and sold, by the mean assets.
 
-    An account that does not fluctuate (or has one day) has no sharpe: such episodes are
-    left out of its mean, which is NaN when none is left.
+    What is not defined is NaN: an account that does not fluctuate (or has one day) has
+    no sharpe.
     """
     episodes = []
     for assets_D, traded_D in zip(curves.assets.T, curves.traded.T, strict=True):
         lived_D = np.isfinite(assets_D)
         episodes.append(_figures(assets_D[lived_D], traded_D[lived_D], periods))
-    means = {}
+    found = {}
     for name in episodes[0]:
-        known = [episode[name] for episode in episodes if np.isfinite(episode[name])]
-        means[name] = float(np.mean(known)) if known else float("nan")
-    return means
+        values_E = np.array([episode[name] for episode in episodes])
+        found[name] = np.where(np.isfinite(values_E), values_E, np.nan)
+    return found
 
 
 def _figures(assets_D, traded_D, periods):

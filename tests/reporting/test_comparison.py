@@ -32,7 +32,11 @@ def write_run(workdir, *, keys, losses, evaluation=None):
 
 
 def evaluation_of(step, **means):
-    actors = [{"name": name, "mean": mean} for name, mean in means.items()]
+    actors = [
+        {"name": name, "target": None, "mean": mean, "returns": [mean - 1, mean + 1]}
+        for name, mean in means.items()
+    ]
+    actors[-1]["target"] = 5.0
     return {"step": step, "spearman": 0.9, "actors": actors}
 
 
@@ -85,8 +89,11 @@ def test_rows(folder):
         "validation_loss": 0.45,
         "lowest_validation_loss": 0.35,
         "return, random": 1.0,
+        "± se, random": 1.0,  # of 0 and 2: sqrt(2) / sqrt(2)
         "return, asked": 4.5,
+        "± se, asked": 1.0,
         "rank_correlation": 0.9,
+        "of_targets": 1,
         "evaluation_step": 60,
         "steps_per_second": 4.0,
     }

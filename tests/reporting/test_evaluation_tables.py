@@ -224,7 +224,19 @@ def test_accounts_are_shown_beyond_the_market_of_the_same_episodes():
     gained, nothing = (actor["gain"] for actor in report["actors"])
     assert gained == pytest.approx({"mean": 0.15, "error": 0.05})
     assert nothing == {"mean": 0.0, "error": 0.0}
+    # Gains of 60 % and 10 %, in two days and in one, which alone does not fluctuate.
+    played = report["actors"][0]["backtest"]
+    found = played["total_return"], played["errors"]["total_return"]
+    assert found == pytest.approx((0.35, 0.25))
+    assert played["sharpe"] is not None
+    assert played["errors"]["sharpe"] is None
+    # The market's largest losses are 0 and 10 %.
+    assert report["backtest_references"]["equal weight"]["errors"][
+        "max_drawdown"
+    ] == pytest.approx(0.05)
     text = describe_evaluation(report)
+    assert "target 8        +35.0%  25.0%" in text
+    assert "56.1%     -  101.02     -      5.0%  5.0%" in text
     assert "beyond equal weight  ± se" in text
     assert "target 8                     +15.0%  5.0%" in text
 
@@ -287,17 +299,39 @@ Evaluation: Some-v0, update 1,500, 1 episodes each from seed 7
   normalised: 0 is random actions (0.00), 100 the data's 90 % quantile (9.00)
   rank correlation with the 3 targets: -1.00
 
-                  total       annual  volatility  Sharpe  drawdown  turnover
-  target -8       +8.9%  +128,826.4%      183.3%    4.58     10.0%     120.6
-  target 2        +0.0%        +0.0%      159.0%    0.53     10.0%     123.2
-  target 9        -1.0%       -57.0%      158.7%    0.00     10.0%     123.5
-  random actions  +0.0%        +0.0%           -       -      0.0%     126.0
+                  total  ± se       annual  ± se  turnover  ± se
+  target -8       +8.9%     -  +128,826.4%     -     120.6     -
+  target 2        +0.0%     -        +0.0%     -     123.2     -
+  target 9        -1.0%     -       -57.0%     -     123.5     -
+  random actions  +0.0%     -        +0.0%     -     126.0     -
+
+                  volatility  ± se  Sharpe  ± se  drawdown  ± se
+  target -8           183.3%     -    4.58     -     10.0%     -
+  target 2            159.0%     -    0.53     -     10.0%     -
+  target 9            158.7%     -    0.00     -     10.0%     -
+  random actions           -     -       -     -      0.0%     -
   means over the episodes; drawdown: the largest loss since a peak
   turnover: how often a year the account is traded over, one way
   annual figures: a year has 252 business days
   warning: targets beyond the data's returns (0 to 10), of which nothing is
     known: -8
-  warning: achieved returns hardly rise with the targets: rank correlation -1.00"""
+  warning: achieved returns hardly rise with the 3 targets: rank correlation
+    -1.00"""
+
+
+def test_a_table_of_an_older_version_has_no_errors_of_accounts():
+    report = report_of([trader("target 2", 2.0, 100, 99), trader(RANDOM, None, 5, 5)])
+    for actor_ in report["actors"]:
+        del actor_["backtest"]["errors"]
+    assert "target 2        -1.0%     -" in describe_evaluation(report)
+
+
+def test_what_is_beside_the_return_has_its_standard_error_too():
+    # Normalised by 1 and 9: a return of 1 is 12.5, and so is its standard error.
+    actors = [actor("target 8", 8.0, [4, 6], [3, 4]), actor(RANDOM, None, [0, 2])]
+    text = describe_evaluation(report_of(actors))
+    assert "  5.00  1.00  1.00  4.00   6.00     50 ± 12  3.5 ± 0.5\n" in text
+    assert "      0 ± 12          4\n" in text  # no episode took another number
 
 
 @pytest.mark.parametrize(

@@ -222,3 +222,6 @@ def test_runs_are_drawn_together():
     assert set(lines(plots.draw_losses(records, "validation_loss"))) == {"b"}
     found = lines(plots.draw_achieved({"a": report_of(), "b": report_of()}))
     assert found["b"] == ([1, 9], [1, 9])
+    (bars,) = plots.draw_achieved({"a": report_of()}).axes[0].collections
+    ends = [bar.tolist() for bar in bars.get_segments()]
+    assert ends == [[[1, 0], [1, 2]], [[9, 8], [9, 10]]]  # of 0 and 2, of 8 and 10

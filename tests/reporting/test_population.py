@@ -19,6 +19,7 @@ def test_a_sample_on_paper():
     assert found["mean"] == 114 / 8
     assert found["iqm"] == (2 + 3 + 4 + 5) / 4  # without the two at each end
     assert found["std"] == pytest.approx(np.std([100, 1, 2, 3, 4, 5, 6, -7], ddof=1))
+    assert found["error"] == pytest.approx(found["std"] / np.sqrt(8))
     low, high = found["interval"]
     assert -7 <= low < found["iqm"] < high <= 100
     assert describe_sample([100, 1, 2, 3, 4, 5, 6, -7]) == found  # the same each time
@@ -26,7 +27,8 @@ def test_a_sample_on_paper():
 
 def test_of_one_seed_there_is_no_interval():
     found = describe_sample([3.0])
-    assert found == {"mean": 3.0, "std": 0.0, "iqm": 3.0, "interval": None}
+    alone = {"error": None, "interval": None}
+    assert found == {"mean": 3.0, "std": 0.0, "iqm": 3.0} | alone
     assert describe_sample([2.0, 2.0, 2.0])["interval"] == [2.0, 2.0]
 
 
@@ -46,9 +48,9 @@ def write_member(workdir, seed, rate, losses, ended=True, achieved=None):
     if ended:
         (folder / "summary.json").write_text("{}")
         actors = [
-            {"target": 1.0, "mean": -5.0},
-            {"target": 9.0, "mean": achieved},
-            {"target": None, "mean": 50.0},
+            {"target": 1.0, "mean": -5.0, "returns": [-5.0]},
+            {"target": 9.0, "mean": achieved, "returns": [achieved, achieved + 2]},
+            {"target": None, "mean": 50.0, "returns": [50.0]},
         ]
         found = json.dumps({"actors": actors})
         (folder / "report" / "evaluation.json").write_text(found)
@@ -77,8 +79,9 @@ def test_settings_are_compared_over_their_seeds(tmp_path):
     assert [member["stopped"] for member in found["members"]] == [False] * 3 + [True]
     text = describe_population(tmp_path, found)
     assert max(map(len, text.splitlines())) <= 80
-    assert "learning_rate=0.1      2  3.5 ± 1.4  3.5  2.5 .. 4.5" in text
+    assert "learning_rate=0.1      2    3.5 ± 1  3.5  2.5 .. 4.5" in text
     assert f"{names[3]} has stopped at update 10" in " ".join(text.split())
     page = (tmp_path / "report" / "index.html").read_text()
     assert page.count("<svg") == 2  # the loss and the validation loss
     assert "best: learning_rate=0.1" in page
+    assert "<td>4 ± 1</td>" in page  # of the episodes of a member

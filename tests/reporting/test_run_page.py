@@ -183,7 +183,7 @@ def test_the_page_holds_everything(workdir):
     captions = [text for text in page.pictures if "update" in text]
     assert len(captions) == 8
     assert sum("update 960." in text for text in captions) == 7
-    assert "Mean returns of updates 480, 960." in captions
+    assert "Mean returns ± standard error of updates 480, 960." in captions
 
 
 def test_the_page_refers_to_nothing_outside(workdir):
