@@ -230,6 +230,9 @@ def test_accounts_are_shown_beyond_the_market_of_the_same_episodes():
     assert found == pytest.approx((0.35, 0.25))
     assert played["sharpe"] is not None
     assert played["errors"]["sharpe"] is None
+    # By day: 10 and 10, 12 and 11, 16 alone.
+    shown = report["curves"]["accounts"]["target 8"]["assets"]
+    assert shown == {"mean": [10, 11.5, 16], "error": [0, 0.5, 0]}
     # The market's largest losses are 0 and 10 %.
     assert report["backtest_references"]["equal weight"]["errors"][
         "max_drawdown"

@@ -216,6 +216,16 @@ def test_histograms_bands_ranges_and_choices():
     assert shares == [[0.25, 0.75], [0.5, 0.25, 0.25]]
 
 
+def test_a_band_is_the_standard_error_over_the_seeds():
+    # Of 1, 1 and 4: the mean 2, the sample deviation root(3), its error 1.
+    runs = [[record(s, loss=loss) for s in (1, 2)] for loss in (1.0, 1.0, 4.0)]
+    figure = plots.draw_bands({"seeds": runs}, "loss")
+    assert lines(figure)["seeds"] == ([1, 2], [2, 2])
+    (band,) = figure.axes[0].collections
+    corners = band.get_paths()[0].vertices[:, 1]
+    assert (corners.min(), corners.max()) == pytest.approx((1, 3))
+
+
 def test_runs_are_drawn_together():
     records = {"a": [record(1), record(2)], "b": [record(1, validation_loss=0.3)]}
     assert set(lines(plots.draw_losses(records, "loss"))) == {"a", "b"}
