@@ -101,26 +101,24 @@ def _settings(members):
 def describe_sample(values: Sequence[float]) -> dict:
     """mean, std (of the sample, n - 1), iqm: the mean of the middle half, as Agarwal
     et al. (2021, arXiv:2108.13264) have it, and the 95 % bootstrap interval of that."""
-    from scipy import stats
-
     values = np.asarray(values, np.float64)
     sample = {
         "mean": float(values.mean()),
         "std": float(values.std(ddof=1)) if len(values) > 1 else 0.0,
-        "iqm": float(stats.trim_mean(values, 0.25)),
+        "iqm": float(_middle_mean(values)),
         "interval": None,
     }
     if len(values) > 1:
-        found = stats.bootstrap(
-            (values,),
-            lambda x, axis: stats.trim_mean(x, 0.25, axis=axis),
-            confidence_level=CONFIDENCE,
-            n_resamples=RESAMPLES,
-            method="percentile",  # it is defined for equal values too
-            rng=np.random.default_rng(0),
-        )
-        sample["interval"] = list(map(float, found.confidence_interval))
+        drawn = np.random.default_rng(0).choice(values, (RESAMPLES, len(values)))
+        tails = (1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2
+        sample["interval"] = np.quantile(_middle_mean(drawn), tails).tolist()
     return sample
+
+
+def _middle_mean(values):
+    """Along the last axis, without the lowest and the highest quarter."""
+    cut = values.shape[-1] // 4
+    return np.sort(values)[..., cut : values.shape[-1] - cut].mean(axis=-1)
 
 
 def _best(settings):
@@ -168,11 +166,14 @@ def _stopped(found):
 def _cells(sample):
     if sample is None:
         return ["-", "-", "-"]
-    low_high = sample["interval"]
-    interval = "-" if low_high is None else " .. ".join(f"{x:.4g}" for x in low_high)
-    return [
-        f"{sample['mean']:.4g} ± {sample['std']:.2g}", f"{sample['iqm']:.4g}", interval
-    ]  # fmt: skip
+    interval = " .. ".join(map(_number, sample["interval"] or ())) or "-"
+    spread = f"{_number(sample['mean'])} ± {_number(sample['std'], 2)}"
+    return [spread, _number(sample["iqm"]), interval]
+
+
+def _number(value, digits=4):
+    """Rounded: 160, not 1.6e+02."""
+    return f"{float(f'{value:.{digits}g}'):,.10g}"
 
 
 def name_of(setting: Mapping) -> str:
@@ -205,7 +206,7 @@ def _write_page(workdir, found):
         (
             member["name"],
             f"{member['step']:,}",
-            *(f"{member[key]:.4g}" if key in member else "-" for key in MEASURES),
+            *(_number(member[key]) if key in member else "-" for key in MEASURES),
         )
         for member in found["members"]
     ]
@@ -214,7 +215,10 @@ def _write_page(workdir, found):
         workdir / "report" / "index.html",
         title=workdir.resolve().name,
         lead=f"{len(found['members'])} runs trained together, by setting.",
-        figures={"settings": f"{len(found['settings']):,}"},
+        figures={
+            "settings": f"{len(found['settings']):,}",
+            "updates": f"{max(member['step'] for member in found['members']):,}",
+        },
         warnings=_stopped(found),
         sections={
             "Settings": "".join(map(table_html, population_tables(found))),

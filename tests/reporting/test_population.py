@@ -15,13 +15,14 @@ from dt_jax.reporting.population import (
 
 
 def test_a_sample_on_paper():
-    found = describe_sample([100, 1, 2, 3, 4, 5, 6, -7])
-    assert found["mean"] == 114 / 8
+    sample = [100, 1, 2, 3, 4, 5, 20, -7]
+    found = describe_sample(sample)
+    assert found["mean"] == 128 / 8
     assert found["iqm"] == (2 + 3 + 4 + 5) / 4  # without the two at each end
-    assert found["std"] == pytest.approx(np.std([100, 1, 2, 3, 4, 5, 6, -7], ddof=1))
+    assert found["std"] == pytest.approx(np.std(sample, ddof=1))
     low, high = found["interval"]
     assert -7 <= low < found["iqm"] < high <= 100
-    assert describe_sample([100, 1, 2, 3, 4, 5, 6, -7]) == found  # the same each time
+    assert describe_sample(sample) == found  # the same each time
 
 
 def test_of_one_seed_there_is_no_interval():
@@ -53,6 +54,16 @@ def write_member(workdir, seed, rate, losses, ended=True, achieved=None):
         found = json.dumps({"actors": actors})
         (folder / "report" / "evaluation.json").write_text(found)
     return name
+
+
+def test_large_numbers_are_written_out(tmp_path):
+    names = [
+        write_member(tmp_path, seed, 0.1, [1.0], achieved=achieved)
+        for seed, achieved in enumerate((1e4, 1.2e4))
+    ]
+    text = describe_population(tmp_path, write_population(tmp_path, names))
+    # sqrt(2) * 1,000
+    assert "11,000 ± 1,400  11,000  10,000 .. 12,000" in text
 
 
 def test_settings_are_compared_over_their_seeds(tmp_path):
