@@ -147,9 +147,11 @@ def population_tables(found: Mapping) -> list[Table]:
             )
             for one in found["settings"]
         ]
-        header = (MEASURES[measure], "seeds", "mean ± sd", "IQM", "95 % of it")
+        header = (MEASURES[measure], "seeds", "mean ± sd", "IQM", "95 % interval")
         best = found["best"].get(measure)
         notes = [f"best: {name_of(best)}"] if best and len(rows) > 1 else []
+        if measure == measures[-1]:
+            notes.append("IQM: the mean of the middle half, and its interval")
         tables.append(Table(header, rows, notes))
     return tables
 

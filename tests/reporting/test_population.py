@@ -88,7 +88,7 @@ def test_settings_are_compared_over_their_seeds(tmp_path):
     assert [member["stopped"] for member in found["members"]] == [False] * 3 + [True]
     text = describe_population(tmp_path, found)
     assert max(map(len, text.splitlines())) <= 80
-    assert "learning_rate=0.1      2  3.5 ± 1.4  3.5  2.5 .. 4.5" in text
+    assert "learning_rate=0.1      2  3.5 ± 1.4  3.5     2.5 .. 4.5" in text
     assert f"{names[3]} has stopped at update 10" in " ".join(text.split())
     page = (tmp_path / "report" / "index.html").read_text()
     assert page.count("<svg") == 2  # the loss and the validation loss
