@@ -154,9 +154,11 @@ def population_tables(found: Mapping) -> list[Table]:
             )
             for one in found["settings"]
         ]
-        header = (MEASURES[measure], "seeds", "mean ± se", "IQM", "95 % of it")
+        header = (MEASURES[measure], "seeds", "mean ± se", "sd", "IQM", "95 % interval")
         best = found["best"].get(measure)
         notes = [f"best: {name_of(best)}"] if best and len(rows) > 1 else []
+        if measure == measures[-1]:
+            notes.append("IQM: the mean of the middle half, and its interval")
         tables.append(Table(header, rows, notes))
     return tables
 
@@ -172,15 +174,19 @@ def _stopped(found):
 
 def _cells(sample):
     if sample is None:
-        return ["-", "-", "-"]
-    low_high = sample["interval"]
-    interval = "-" if low_high is None else " .. ".join(f"{x:.4g}" for x in low_high)
+        return ["-"] * 4
+    interval = " .. ".join(_number(x, 3) for x in sample["interval"] or ()) or "-"
     mean = _with_se(sample["mean"], sample["error"])
-    return [mean, f"{sample['iqm']:.4g}", interval]
+    return [mean, _number(sample["std"], 2), _number(sample["iqm"]), interval]
 
 
 def _with_se(mean, error):
-    return f"{mean:.4g}" + ("" if error is None else f" ± {error:.2g}")
+    return _number(mean) + ("" if error is None else f" ± {_number(error, 2)}")
+
+
+def _number(value, digits=4):
+    """Rounded: 160, not 1.6e+02."""
+    return f"{float(f'{value:.{digits}g}'):,.10g}"
 
 
 def name_of(setting: Mapping) -> str:
@@ -227,7 +233,10 @@ def _write_page(workdir, found):
         workdir / "report" / "index.html",
         title=workdir.resolve().name,
         lead=f"{len(found['members'])} runs trained together, by setting.",
-        figures={"settings": f"{len(found['settings']):,}"},
+        figures={
+            "settings": f"{len(found['settings']):,}",
+            "updates": f"{max(member['step'] for member in found['members']):,}",
+        },
         warnings=_stopped(found),
         sections={
             "Settings": "".join(map(table_html, population_tables(found))),

@@ -145,8 +145,12 @@ def logarithmic(axes: "Axes") -> None:
 
 
 def legend(figure: "Figure", columns: int = 4) -> None:
-    """Above the plot, where it hides nothing."""
-    figure.legend(loc="outside upper left", ncols=columns)
+    """Above the plot, where it hides nothing; in fewer columns where names are long."""
+    for count in range(columns, 0, -1):
+        drawn = figure.legend(loc="outside upper left", ncols=count)
+        if count == 1 or drawn.get_window_extent().width <= figure.bbox.width:
+            return
+        drawn.remove()
 
 
 def to_svg(figure: "Figure", name: str, label: str) -> str:

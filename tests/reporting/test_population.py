@@ -15,14 +15,15 @@ from dt_jax.reporting.population import (
 
 
 def test_a_sample_on_paper():
-    found = describe_sample([100, 1, 2, 3, 4, 5, 6, -7])
-    assert found["mean"] == 114 / 8
+    sample = [100, 1, 2, 3, 4, 5, 20, -7]
+    found = describe_sample(sample)
+    assert found["mean"] == 128 / 8
     assert found["iqm"] == (2 + 3 + 4 + 5) / 4  # without the two at each end
-    assert found["std"] == pytest.approx(np.std([100, 1, 2, 3, 4, 5, 6, -7], ddof=1))
+    assert found["std"] == pytest.approx(np.std(sample, ddof=1))
     assert found["error"] == pytest.approx(found["std"] / np.sqrt(8))
     low, high = found["interval"]
     assert -7 <= low < found["iqm"] < high <= 100
-    assert describe_sample([100, 1, 2, 3, 4, 5, 6, -7]) == found  # the same each time
+    assert describe_sample(sample) == found  # the same each time
 
 
 def test_of_one_seed_there_is_no_interval():
@@ -57,6 +58,16 @@ def write_member(workdir, seed, rate, losses, ended=True, achieved=None):
     return name
 
 
+def test_large_numbers_are_written_out(tmp_path):
+    names = [
+        write_member(tmp_path, seed, 0.1, [1.0], achieved=achieved)
+        for seed, achieved in enumerate((1e4, 1.2e4))
+    ]
+    text = describe_population(tmp_path, write_population(tmp_path, names))
+    # 1,000 is sqrt(2) * 1,000 by sqrt(2)
+    assert "11,000 ± 1,000  1,400  11,000  10,000 .. 12,000" in text
+
+
 def test_settings_are_compared_over_their_seeds(tmp_path):
     names = [
         write_member(tmp_path, 0, 0.1, [3.0, 2.0], achieved=4.0),
@@ -79,7 +90,7 @@ def test_settings_are_compared_over_their_seeds(tmp_path):
     assert [member["stopped"] for member in found["members"]] == [False] * 3 + [True]
     text = describe_population(tmp_path, found)
     assert max(map(len, text.splitlines())) <= 80
-    assert "learning_rate=0.1      2    3.5 ± 1  3.5  2.5 .. 4.5" in text
+    assert "learning_rate=0.1      2    3.5 ± 1  1.4  3.5     2.5 .. 4.5" in text
     assert f"{names[3]} has stopped at update 10" in " ".join(text.split())
     page = (tmp_path / "report" / "index.html").read_text()
     assert page.count("<svg") == 2  # the loss and the validation loss

@@ -10,6 +10,7 @@ from dt_jax.reporting.style import (
     BLUE,
     COLOURS,
     css_colours,
+    legend,
     logarithmic,
     make_axes,
     standalone,
@@ -75,6 +76,17 @@ def test_a_logarithmic_axis_has_plain_decimals(low, high, expected):
         shown = {text.get_text() for text in axes.get_yticklabels()}
     assert expected <= shown
     assert not any("10^" in text or "e" in text for text in shown)
+
+
+@pytest.mark.parametrize(
+    ("length", "columns"), [(1, 4), (10, 3), (20, 2), (40, 1), (90, 1)]
+)
+def test_a_legend_has_as_many_columns_as_fit(length, columns):
+    figure, axes = make_axes("", "")
+    for letter in "abcd":
+        axes.plot([1, 2], label=length * letter)
+    legend(figure)
+    assert [found._ncols for found in figure.legends] == [columns]
 
 
 def luminance(colour):

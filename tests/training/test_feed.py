@@ -29,6 +29,7 @@ from dt_jax.training.feed import (
     naming_memory,
     store_shapes,
 )
+from dt_jax.training.population import Population
 from dt_jax.training.train_call import make_train_call, place
 from dt_jax.training.train_step import init_state
 
@@ -37,7 +38,7 @@ LENGTHS = np.array([1, 7, 2, 5, 3, 9, 4, 1])
 U, G = 3, 4
 
 
-def make_sampler(batch_size=8, context_length=4, state_dim=3, discrete=False):
+def make_sampler(batch_size=8, context_length=4, state_dim=3, discrete=False, seed=5):
     """Ragged trajectories of float64 (and int64), in three pieces."""
     generator = np.random.default_rng(0)
     pieces = np.split(LENGTHS, [2, 5])
@@ -60,7 +61,7 @@ def make_sampler(batch_size=8, context_length=4, state_dim=3, discrete=False):
         max_ep_len=6,
         return_scale=7.0,
         weighting="length",
-        seed=5,
+        seed=seed,
     )
 
 
@@ -147,6 +148,33 @@ def test_a_store_lies_as_its_shapes_say(monkeypatch):
     found = Feed(make_sampler(), "device", "float32").store
     assert found.states.format.layout.major_to_minor == (1, 0)
     np.testing.assert_array_equal(found.states, expected.states)
+
+
+@pytest.mark.parametrize("num_members", [3, 5])
+def test_two_processes_feed_what_one_with_all_devices_does(monkeypatch, num_members):
+    """Of 3 members each device has a share of the batches, of 5 it has two places."""
+    samplers = [make_sampler(seed=seed) for seed in (5, 6, 5, 7, 8)[:num_members]]
+    numbers = {
+        "member": np.arange(num_members),
+        "rate": np.random.default_rng(0).normal(size=(num_members, 2 * U)),
+    }
+
+    def items():
+        population = Population(samplers, numbers, build=None)
+        parts = population.items(SegmentSampler.gather, U, U)
+        return parts, population.of_places(numbers["rate"])
+
+    whole, found = items(), []
+    monkeypatch.setattr(jax, "local_device_count", lambda: G // 2)
+    for process in range(2):
+        monkeypatch.setattr(jax, "process_index", lambda process=process: process)
+        found.append(items())
+    (batch, given), _ = found[1]
+    share, here = (2, [0, 1, 2]) if num_members == 3 else (8, [4, 4])
+    assert batch.states.shape[:4] == (G // 2, U, 2, share)  # for two draws
+    assert (given["member"] == np.array(here)).all()
+    both = jax.tree.map(lambda *halves: np.concatenate(halves), *found)
+    jax.tree.map(np.testing.assert_array_equal, both, whole)
 
 
 def linear_model(variables, states, actions, returns_to_go, timesteps, **_):
