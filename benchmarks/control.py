@@ -2,18 +2,17 @@
 """Real control: does a model follow its target, and act better than its data?
 
     pip install pybullet pybullet-envs-gymnasium
-    python -m benchmarks.control
+    python -m benchmarks.control [--workdir runs/control]
 
-The agents that pybullet ships are made worse in four degrees. A model trained on all of
-their episodes is asked for five returns, beside a clone that sees no returns. Prints a
-table, and writes control.json and control.png here. About an hour on two CPU
-cores.
+The agents that pybullet ships are made worse in four degrees. Models of three seeds,
+trained on all of their episodes, are asked for five returns, beside their clones.
+Prints a table, and writes control.json and control.png here. An hour on two CPU cores.
 """
 
+import argparse
 import ast
 import importlib.util
 import json
-import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,11 +23,14 @@ import dt_jax
 from dt_jax.acting.environments import make_environments
 from dt_jax.acting.rollout import record_episodes
 from dt_jax.data.formats.d4rl import known_by_name
+from dt_jax.reporting.evaluation_tables import standard_error
 
 HERE = Path(__file__).parent
 ENVIRONMENT = "pybullet_envs_gymnasium:{}BulletEnv-v0"
 AT_ONCE = 40  # environments in which episodes are collected
-EVALUATED = 20  # episodes for each target
+EVALUATED = 10  # episodes for each target
+SEEDS = 3
+CLONES = ("clone", "clone-best-10%")
 
 
 class Mix(NamedTuple):
@@ -42,52 +44,69 @@ class Mix(NamedTuple):
 
 
 MIXES = {
+    "Hopper, noisy": Mix("Hopper", ((1, 0), (1, 0.2), (1, 0.3), (1, 0.5)), 120, 1000),
+    "Ant, scaled": Mix(
+        "Ant", ((0.85, 0.1), (0.7, 0.1), (0.5, 0.1), (0.25, 0.1)), 120, 2000
+    ),
     "Swingup, scaled": Mix(
         "InvertedPendulumSwingup",
         ((1, 0.05), (0.75, 0.05), (0.5, 0.05), (0.25, 0.05)),
-        400,
-        4000,
+        160,
+        1000,
     ),
-    "Ant, scaled": Mix(
-        "Ant", ((0.85, 0.1), (0.7, 0.1), (0.5, 0.1), (0.25, 0.1)), 280, 8000
-    ),
-    "Hopper, noisy": Mix("Hopper", ((1, 0), (1, 0.2), (1, 0.3), (1, 0.5)), 240, 3000),
 }
 
 
 def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--workdir", type=Path, default=Path("runs/control"))
+    args = parser.parse_args()
     found = {}
     for name, mix in MIXES.items():
-        with tempfile.TemporaryDirectory() as folder:
-            found[name] = measure(mix, Path(folder))
+        found[name] = measure(mix, args.workdir / mix.agent)
         print(describe(name, found[name]), flush=True)
-    (HERE / "control.json").write_text(json.dumps(found, indent=2) + "\n")
+        (HERE / "control.json").write_text(json.dumps(found, indent=2) + "\n")
     draw(found).savefig(HERE / "control.png")
 
 
 def measure(mix, folder):
-    collect(mix, folder / "data")
+    if not (folder / "data").exists():
+        collect(mix, folder / "data")
     data = dt_jax.load_trajectories(folder / "data")
     returns = np.array([episode["rewards"].sum(dtype=float) for episode in data])
     behaviours = returns.reshape(-1, len(mix.behaviours))
     names = [f"x {scale:g}, noise {noise:g}" for scale, noise in mix.behaviours]
     means = behaviours.mean(axis=0)
     targets = np.linspace(means.min(), means.max(), 5).tolist()
-    follower = train(mix, folder, "follower", targets, return_scale=1000.0)
-    # Divided by so much, all returns look alike: what is left is cloning.
-    clone = train(mix, folder, "clone", targets[-1:], return_scale=1e12)
+    runs = [train(mix, folder, seed, targets) for seed in range(SEEDS)]
     known = known_by_name(f"bullet-{mix.agent}-mixed-v0")
     return {
         "behaviours": {
-            name: {"mean": float(column.mean()), "std": float(column.std())}
+            name: {"mean": float(column.mean()), "error": standard_error(column)}
             for name, column in zip(names, behaviours.T, strict=True)
         },
         "data": {"mean": float(returns.mean()), "steps": data.num_steps},
-        "targets": actors(follower),
-        "rank correlation": follower["spearman"],
-        "clone": next(iter(actors(clone).values())),
+        "targets": {
+            f"{target:.0f}": over_seeds(runs, f"target {target:,.6g}")
+            for target in targets
+        },
+        "clones": {name: over_seeds(runs, name) for name in CLONES},
+        "rank correlation": [run["spearman"] for run in runs],
+        "verdicts": [run["verdicts"] for run in runs],
         "score_range": known and known.score_range,
     }
+
+
+def over_seeds(runs, name):
+    """The mean of the seeds' means and its standard error; those means, too."""
+    means = [
+        actor["mean"]
+        for run in runs
+        for actor in run["actors"]
+        if actor["name"] == name
+    ]
+    error = standard_error(means)
+    return {"mean": float(np.mean(means)), "error": error, "seeds": means}
 
 
 def collect(mix, path):
@@ -134,69 +153,69 @@ def mixture(act, behaviours):
     return begin
 
 
-def train(mix, folder, name, targets, return_scale):
-    """What is found when the trained model is asked for these returns."""
+def train(mix, folder, seed, targets):
+    """What is found when the model of a seed is asked for these returns."""
     config = dt_jax.default_config()
+    config.seed = seed
     data, model = config.data, config.model
-    data.path, data.return_scale = str(folder / "data"), return_scale
+    data.path = str(folder / "data")
     data.context_length, data.max_ep_len = 5, 1000
-    model.n_layer = 2
+    model.n_layer, model.hidden_size = 2, 64
     model.resid_pdrop = model.embd_pdrop = model.attn_pdrop = 0.0
     config.optimizer.learning_rate = 1e-3
     config.train.max_steps = config.train.save_steps = mix.updates
     config.eval.environment = ENVIRONMENT.format(mix.agent)
     config.eval.targets, config.eval.episodes = tuple(targets), EVALUATED
-    return dt_jax.train(config, folder / name).evaluation
-
-
-def actors(evaluation):
-    return {
-        f"{actor['target']:.0f}": {key: actor[key] for key in ("mean", "std")}
-        for actor in evaluation["actors"]
-        if actor["target"] is not None
-    }
+    config.eval.baselines = CLONES
+    return dt_jax.train(config, folder / f"seed={seed}").evaluation
 
 
 def rows(found):
-    """(who, mean, std) of all that acted."""
-    behaviours, targets = found["behaviours"].items(), found["targets"].items()
-    return [
-        *((name, *actor.values()) for name, actor in behaviours),
-        *((f"asked for {target}", *actor.values()) for target, actor in targets),
-        ("clone", *found["clone"].values()),
+    """(who, mean, standard error) of all that acted."""
+    acted = [
+        *found["behaviours"].items(),
+        *((f"asked for {target}", one) for target, one in found["targets"].items()),
+        *found["clones"].items(),
     ]
+    return [(who, one["mean"], one["error"]) for who, one in acted]
 
 
 def describe(name, found):
-    data, correlation = found["data"], found["rank correlation"]
+    data, correlations = found["data"], found["rank correlation"]
     low, high = found["score_range"] or (np.nan, np.nan)
     return "\n".join(
         [
             f"{name}: data's mean {data['mean']:.0f}, {data['steps']:,} steps",
             *(
-                f"  {who:18}{mean:8.0f} ± {std:.0f}"
+                f"  {who:18}{mean:8.0f} ± {error:.0f}"
                 + (f"  ({100 * (mean - low) / (high - low):.0f})" if low == low else "")
-                for who, mean, std in rows(found)
+                for who, mean, error in rows(found)
             ),
-            f"  rank correlation {correlation:.2f}",
+            "  rank correlation with 5 targets, by seed: "
+            + ", ".join(f"{correlation:.2f}" for correlation in correlations),
         ]
     )
 
 
 def draw(found):
-    """Achieved by asked for, beside what the model was shown and the clone."""
+    """Achieved by asked for, beside what the model was shown and the clones."""
     figure, axes = plt.subplots(
         1, len(found), figsize=(4 * len(found), 3.6), dpi=150, layout="constrained"
     )
     for axis, (name, one) in zip(axes, found.items(), strict=True):
         asked = np.array(list(map(float, one["targets"])))
-        mean, std = np.array([list(a.values()) for a in one["targets"].values()]).T
+        means = [(each["mean"], each["error"]) for each in one["targets"].values()]
         axis.plot(asked, asked, color="0.8", label="as asked")
         for behaviour in one["behaviours"].values():
             axis.axhline(behaviour["mean"], color="0.6", linewidth=0.8, linestyle=":")
         axis.plot([], [], color="0.6", linestyle=":", label="behaviours")
-        axis.axhline(one["clone"]["mean"], color="C1", linestyle="--", label="clone")
-        axis.errorbar(asked, mean, std, color="C0", marker="o", label="achieved ± sd")
+        for colour, clone in zip(("C1", "C2"), CLONES, strict=True):
+            mean, error = (one["clones"][clone][key] for key in ("mean", "error"))
+            axis.axhline(mean, color=colour, linestyle="--", label=clone)
+            axis.axhspan(mean - error, mean + error, color=colour, alpha=0.15, lw=0)
+        axis.errorbar(
+            asked, *np.transpose(means), color="C0", marker="o", label="achieved ± se"
+        )
         axis.set(title=name, xlabel="return asked for")
     axes[0].set_ylabel("return")
     axes[0].legend(frameon=False, fontsize=8, loc="lower right")
