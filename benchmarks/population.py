@@ -51,7 +51,7 @@ def main():
                     f"{one:.2f} one run after another: {many / one:.2f} times",
                     flush=True,
                 )
-    path.write_text(json.dumps(table, indent=2) + "\n")
+                path.write_text(json.dumps(table, indent=2) + "\n")
 
 
 def measure(data, count, rounds):
