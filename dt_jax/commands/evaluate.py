@@ -325,10 +325,10 @@ def _check_rewards(environment, about):
     for key, own in describe_rewards(environment).items():
         of_data = about.get(key, own)
         if own != of_data:
-            found, expected = (f'"{key}": {json.dumps(x)}' for x in (own, of_data))
+            found, expected = map(json.dumps, (own, of_data))
             raise ValueError(
-                f"eval.environment_kwargs: rewards are of {found}, but those of the "
-                f"data of {expected}; give the environment that one"
+                f'eval.environment_kwargs: found "{key}": {found}, expected '
+                f"{expected}: the rewards in the data are relative to that"
             )
 
 

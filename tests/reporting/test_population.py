@@ -64,7 +64,7 @@ def test_large_numbers_are_written_out(tmp_path):
         for seed, achieved in enumerate((1e4, 1.2e4))
     ]
     text = describe_population(tmp_path, write_population(tmp_path, names))
-    # 1,000 is sqrt(2) * 1,000 by sqrt(2)
+    # The deviation of 10,000 and 12,000 is sqrt(2) * 1,000, its error 1,000.
     assert "11,000 ± 1,000  1,400  11,000  10,000 .. 12,000" in text
 
 
