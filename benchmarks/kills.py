@@ -2,12 +2,14 @@
 """A run killed by SIGKILL 50 times ends like one that nothing disturbed.
 
     python -m benchmarks.kills [--seed 0]
+    python -m benchmarks.kills --sweep '{"seed": [0, 1]}'
 
 Trains a small model on the simulated market twice. One of the runs is killed at random
 moments and started again each time: while the market is written, anywhere in the start,
 while XLA compiles, between updates, while a checkpoint is saved, and in the evaluation.
 Weights, moments, `metrics.jsonl` (but for what a clock says) and the evaluation must be
-the same bytes. Prints a table; writes kills.json here.
+the same bytes; of a sweep those of each member, and `population.json`. Prints a table;
+writes kills.json here, of a sweep kills_sweep.json.
 """
 
 import argparse
@@ -25,6 +27,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from dt_jax.commands.members import MEMBERS
+from dt_jax.reporting.population import POPULATION
 from dt_jax.training.checkpoint import Checkpoints
 
 HERE = Path(__file__).parent
@@ -40,7 +44,8 @@ CHANGES = {
     "eval.episodes": 1,
 }
 AIMS = {"start": 8, "compilation": 7, "updates": 12, "saving": 12}
-# Of the evaluation, after which new file of the report to kill, within seconds.
+# After the updates: after which new file of a run to kill, within seconds.
+MEMBERS_SAVED = {"checkpoints": 0.1}  # of a sweep, whose members save at its end
 EVALUATED = {
     "report/held_out.json": 0.6,  # the episodes follow
     "report/evaluation.json": 1.0,  # the pictures follow
@@ -61,24 +66,28 @@ class Kill(NamedTuple):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--sweep", default="", help="config.sweep; empty: a run alone")
     args = parser.parse_args()
+    changes = CHANGES | {"sweep": args.sweep}
     with tempfile.TemporaryDirectory() as folder:
         whole, killed = Path(folder) / "whole", Path(folder) / "killed"
-        finish(whole, CHANGES)
+        finish(whole, changes)
         kills = []
-        for kill in draw_kills(args.seed):
-            kills.append(start_and_kill(killed, CHANGES, kill))
+        for kill in draw_kills(args.seed, of_sweep=bool(args.sweep)):
+            kills.append(start_and_kill(killed, changes, kill))
             print(json.dumps(kills[-1]), flush=True)
-        finish(killed, CHANGES)
+        finish(killed, changes)
         different = differences(whole, killed)
     print(describe(kills, different))
     found = {"kills": kills, "different": different}
-    (HERE / "kills.json").write_text(json.dumps(found, indent=2) + "\n")
+    path = HERE / ("kills_sweep.json" if args.sweep else "kills.json")
+    path.write_text(json.dumps(found, indent=2) + "\n")
     sys.exit(bool(different))
 
 
-def draw_kills(seed: int) -> list[Kill]:
-    """50 of them; the market is written first, the evaluation comes last."""
+def draw_kills(seed: int, of_sweep: bool = False) -> list[Kill]:
+    """50 of them, of a sweep 52; the market is written first, the evaluation comes
+    last."""
     generator = np.random.default_rng(seed)
     kills = [Kill("market", 1, generator.uniform(0.0, 0.03)) for _ in range(3)]
     for aim in generator.permutation(
@@ -90,7 +99,7 @@ def draw_kills(seed: int) -> list[Kill]:
                 str(aim), int(generator.integers(1, 9)), generator.uniform(0.0, longest)
             )
         )
-    for file, longest in EVALUATED.items():
+    for file, longest in ((MEMBERS_SAVED if of_sweep else {}) | EVALUATED).items():
         kills += [Kill(file, 1, generator.uniform(0.0, longest)) for _ in range(2)]
     return kills
 
@@ -137,7 +146,7 @@ def start_and_kill(workdir: Path, changes: dict, kill: Kill) -> dict:
             file.unlink()
     began = time.time_ns()
     process = start(workdir, changes)
-    metrics, market = workdir / "metrics.jsonl", workdir / ".simulated_market.partial"
+    market = workdir / ".simulated_market.partial"
 
     def wait_until(happened):
         while not happened() and process.poll() is None:
@@ -146,8 +155,16 @@ def start_and_kill(workdir: Path, changes: dict, kill: Kill) -> dict:
     def is_new(path):
         return path.exists() and path.stat().st_mtime_ns > began
 
+    def new(name):
+        """The first new file of this name in a run."""
+        return next(filter(is_new, (run / name for run in runs_of(workdir))), None)
+
+    def records():
+        path = new("metrics.jsonl")
+        return path.read_text() if path else ""
+
     def num_records():
-        return metrics.read_bytes().count(b"\n") if is_new(metrics) else 0
+        return records().count("\n")
 
     def saving():
         return any((workdir / "checkpoints").glob("*tmp*"))
@@ -158,13 +175,13 @@ def start_and_kill(workdir: Path, changes: dict, kill: Kill) -> dict:
     elif kill.aim == "compilation":
         wait_until(lambda: "compiling" in words(workdir).read_text())
     elif kill.aim in ("updates", "saving"):
-        wait_until(lambda: is_new(metrics))
+        wait_until(lambda: new("metrics.jsonl"))
         first = num_records()
         wait_until(lambda: num_records() >= first + kill.count)
         if kill.aim == "saving":
             wait_until(saving)
     elif kill.aim != "start":
-        wait_until(lambda: is_new(workdir / kill.aim))
+        wait_until(lambda: new(kill.aim))
     time.sleep(kill.seconds)
     process.kill()
     if process.wait() != -9:
@@ -173,11 +190,13 @@ def start_and_kill(workdir: Path, changes: dict, kill: Kill) -> dict:
     text = words(workdir).read_text()
     going_on = re.search("going on from update ([0-9,]+)", text)
     came_from = int(going_on[1].replace(",", "")) if going_on else 0
-    trained = is_new(metrics) and metrics.read_text().rpartition('"step": ')[2]
+    trained = records().rpartition('"step": ')[2]
     reached = int(trained.split(",")[0]) if trained else 0
-    if (workdir / "checkpoints" / str(changes["train.max_steps"])).is_dir():
+    last = Path("checkpoints", str(changes["train.max_steps"]))
+    saved = [(run / last).is_dir() for run in {workdir, *runs_of(workdir)}]
+    if all(saved):
         hit = "evaluation"
-    elif saving() and reached > came_from:
+    elif any(saved) or (saving() and reached > came_from):
         hit = "saving"
     elif reached > came_from:
         hit = "updates"
@@ -190,16 +209,32 @@ def start_and_kill(workdir: Path, changes: dict, kill: Kill) -> dict:
     return {"aim": kill.aim, "hit": hit, "from_update": came_from, "reached": reached}
 
 
+def runs_of(workdir: Path) -> list[Path]:
+    """The workdirs of the members of a sweep, or its own."""
+    return sorted((workdir / MEMBERS).glob("*")) or [workdir]
+
+
 def differences(workdir: Path, other: Path) -> list[str]:
-    """What is not the same bytes in two runs, or should have gone."""
-    arrays, moments = arrays_of(workdir), arrays_of(other)
-    different = [key for key in arrays | moments if arrays.get(key) != moments.get(key)]
-    both = (workdir / "metrics.jsonl", other / "metrics.jsonl")
-    if without_times(both[0]) != without_times(both[1]):
-        different.append("metrics.jsonl")
-    for name in ("report/evaluation.json", "report/held_out.json"):
-        if (workdir / name).read_bytes() != (other / name).read_bytes():
-            different.append(name)
+    """What is not the same bytes in two runs or sweeps, or should have gone."""
+    runs = [path.relative_to(workdir) for path in runs_of(workdir)]
+    different = []
+    for run in dict.fromkeys((Path(), *runs)):
+        arrays, moments = arrays_of(workdir / run), arrays_of(other / run)
+        names = [x for x in arrays | moments if arrays.get(x) != moments.get(x)]
+        different += [str(run / name) for name in names]
+    read = {
+        "metrics.jsonl": without_times,
+        "report/evaluation.json": Path.read_bytes,
+        "report/held_out.json": Path.read_bytes,
+    }
+    files = {run / name: read[name] for run in runs for name in read}
+    if Path() not in runs:
+        files[Path(POPULATION)] = Path.read_bytes
+    different += [
+        str(file)
+        for file, of in files.items()
+        if of(workdir / file) != of(other / file)
+    ]
     scratch = [*other.rglob("*.partial"), *other.rglob("*tmp*"), *other.rglob(".lock")]
     return different + [str(path.relative_to(other)) for path in scratch]
 

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A run killed while it saves and evaluates ends, byte for byte, like one left alone.
-(Between updates: `tests/commands/test_train.py`.)"""
+"""A sweep killed while it saves and evaluates ends, byte for byte, like one left alone.
+(A run of its own, between updates: `tests/commands/test_train.py`.)"""
 
 import pytest
 
@@ -16,29 +16,31 @@ from benchmarks.kills import (
 
 
 @pytest.mark.slow
-def test_a_killed_run_ends_like_one_left_alone(tmp_path, monkeypatch):
+def test_a_killed_sweep_ends_like_one_left_alone(tmp_path, monkeypatch):
     monkeypatch.setenv("JAX_NUM_CPU_DEVICES", "1")
     monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-    changes = CHANGES | {"train.max_steps": 40}
+    changes = CHANGES | {"train.max_steps": 30, "sweep": '{"seed": [0, 1]}'}
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     finish(whole, changes)
-    hits = [
-        start_and_kill(killed, changes, kill)["hit"]
+    kills = [
+        start_and_kill(killed, changes, kill)
         for kill in (
-            Kill("saving", 1, 0.005),
+            Kill("saving", 4, 0.005),  # a later checkpoint of the sweep
+            Kill("checkpoints", 1, 0.01),  # those of its members
             Kill("report/held_out.json", 1, 0.2),
         )
     ]
-    assert hits[1] == "evaluation"
+    assert [kill["hit"] for kill in kills[1:]] == ["saving", "evaluation"]
+    assert 0 < kills[1]["from_update"] < kills[2]["from_update"] == 30
     finish(killed, changes)
     assert differences(whole, killed) == []
     # What would have told of a difference:
-    metrics = killed / "metrics.jsonl"
+    metrics = killed / "members" / "seed=1" / "metrics.jsonl"
     lines = metrics.read_text().splitlines(keepends=True)
     metrics.write_text("".join([*lines[:-1], lines[-2], lines[-1]]))
     (killed / "summary.json.partial").touch()
     found = differences(whole, killed)
-    assert found == ["metrics.jsonl", "summary.json.partial"]
+    assert found == ["members/seed=1/metrics.jsonl", "summary.json.partial"]
 
 
 def test_what_a_clock_gives_alone_is_left_out(tmp_path):
@@ -55,3 +57,4 @@ def test_fifty_kills_are_drawn_by_the_seed():
     assert len(kills) == 50
     assert kills == draw_kills(0)
     assert kills != draw_kills(1)
+    assert len(draw_kills(0, of_sweep=True)) == 52
