@@ -2,6 +2,7 @@
 """Any number of devices and processes train alike, and what ends one ends all."""
 
 import ast
+import json
 import os
 import re
 import signal
@@ -178,7 +179,7 @@ def test_all_consume_the_same_batches_and_each_process_its_own_rows(runs, datase
 
 
 @pytest.mark.slow
-def test_stopped_and_killed_in_any_process_a_run_ends_like_one_that_was_not(
+def test_killed_in_any_process_a_run_ends_like_one_that_was_not(
     environment, dataset, runs, tmp_path
 ):
     workdir = tmp_path / "disturbed"
@@ -191,14 +192,8 @@ def test_stopped_and_killed_in_any_process_a_run_ends_like_one_that_was_not(
         ]
         return run_all(environment, commands)
 
-    first, second = run((), (5, TERMINATE))
-    assert (first.returncode, second.returncode) == (143, 143), first.stderr
-    stopped, _ = arrays_of(workdir)
-    assert 50 < stopped < 80  # within a few calls, and both at the same
-
     first, second = run((), (9, KILL))
     assert (first.returncode, second.returncode) == (distributed.LOST, -signal.SIGKILL)
-    assert f"going on from update {stopped}" in first.stdout
     told = [line for line in first.stderr.splitlines() if line.startswith("error: ")]
     assert len(told) == 1
     assert "process 0 has lost another one" in told[0]
@@ -210,11 +205,50 @@ def test_stopped_and_killed_in_any_process_a_run_ends_like_one_that_was_not(
     assert second.returncode in (distributed.LOST, -signal.SIGABRT)
     assert "Traceback" not in second.stderr
 
+    saved, _ = arrays_of(workdir)
     first, second = run((), ())
     assert (first.returncode, second.returncode) == (0, 0), first.stderr
+    assert f"going on from update {saved}" in first.stdout
+    assert 80 < saved < UPDATES  # the second run had gone on, too
     assert arrays_of(workdir) == arrays_of(runs[2, 1].workdir)
     losses = [r["loss"] for r in read_metrics(workdir / "metrics.jsonl")]
     assert losses == runs[2, 1].losses
+
+
+@pytest.mark.slow
+def test_a_sweep_stopped_in_any_process_goes_on_with_other_devices(
+    environment, dataset, runs, tmp_path
+):
+    workdir = tmp_path / "swept"
+    # The last two are what was run alone.
+    settings = [{"seed": 1}, {"seed": 0}, {"seed": 0, "data.return_scale": 10.0}]
+    names = ["seed=1", "seed=0", "seed=0,return_scale=10.0"]
+    flag = f"--config.sweep={json.dumps(settings)}"
+
+    def run(num_devices, *disturbance):
+        commands = [
+            (*command(dataset, workdir, tmp_path / "note.npy", *what), flag)
+            for what in ((), disturbance)
+        ]
+        return run_all(environment, commands, num_devices)
+
+    # Each of four devices has all members, and a share of their batches.
+    first, second = run(2, 5, TERMINATE)
+    assert (first.returncode, second.returncode) == (143, 143), first.stderr
+    stopped, _ = arrays_of(workdir)
+    assert 50 < stopped < 80  # within a few calls, and both at the same
+    # Each of two devices has two members: of those two each process has one.
+    first, second = run(1)
+    assert (first.returncode, second.returncode) == (0, 0), first.stderr
+    assert f"going on from update {stopped}" in first.stdout
+    other, *known = (
+        [r["loss"] for r in read_metrics(workdir / "members" / name / "metrics.jsonl")]
+        for name in names
+    )
+    for losses in known:
+        np.testing.assert_allclose(losses, runs[1, 1].losses, rtol=1e-5)
+    assert len(other) == UPDATES
+    assert not np.allclose(other, runs[1, 1].losses, rtol=0.01)
 
 
 @pytest.mark.slow
