@@ -33,7 +33,7 @@ from absl import flags
 
 import dt_jax.__main__
 from dt_jax.commands import setup
-from dt_jax.reporting import run_page
+from dt_jax.reporting import population, run_page
 
 ROOT = Path(__file__).parents[1]
 
@@ -62,6 +62,7 @@ def without_pictures(request):
         return
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(run_page, "run_pictures", lambda run: {})
+        patch.setattr(population, "_pictures", lambda *_: {})
         patch.setenv("PYTHONPATH", str(ROOT / "tests" / "no_pictures"), prepend=":")
         yield
 

@@ -5,22 +5,25 @@ import importlib.abc
 import importlib.util
 import sys
 
-MODULE = "dt_jax.reporting.run_page"
+DRAWING = {
+    "dt_jax.reporting.run_page": "run_pictures",
+    "dt_jax.reporting.population": "_pictures",
+}
 
 
 class Finder(importlib.abc.MetaPathFinder):
-    """Changes the one module when it is imported."""
+    """Changes these modules when they are imported."""
 
     def find_spec(self, name, path, target=None):
-        if name != MODULE:
+        if name not in DRAWING:
             return None
-        sys.meta_path.remove(self)
+        drawing = DRAWING.pop(name)
         spec = importlib.util.find_spec(name)
         execute = spec.loader.exec_module
 
         def exec_module(module):
             execute(module)
-            module.run_pictures = lambda run: {}
+            setattr(module, drawing, lambda *_: {})
 
         spec.loader.exec_module = exec_module
         return spec
