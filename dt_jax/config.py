@@ -138,6 +138,9 @@ def default_config() -> ConfigDict:
     # 'return': the model looks at returns-to-go; 'nothing': it does not, and clones the
     # behaviour in the data.
     model.condition_on = "return"
+    # At each step the model predicts the return that is still to be had, and asks for
+    # no more. Hugging Face's model cannot.
+    model.predict_return = False
     # Added to the variance in a layer norm.
     model.layer_norm_epsilon = 1e-5
     # Standard deviation of the first weights.

@@ -308,13 +308,22 @@ class Policies:
 def _decide_each(model, params, mean_S, std_S, scaling, context, step, draw):
     """Roll the context by a step and fill in its action; both come back.
 
+    With `predict_return` the model first says which return can be had: the smaller of
+    that and what was asked for takes the place of the return to go, and stays there.
+
     `draw`: how many decisions there have been, the key, the temperature; None: the most
     likely choice of discrete actions.
     """
     context = jax.tree.map(
         lambda past, now: jnp.concatenate((past[:, 1:], now), axis=1), context, step
     )
-    actions_ExA = predict(model, params, context, mean_S, std_S, scaling)[:, -1]
+    statistics = mean_S, std_S, scaling
+    if model.predict_return:
+        had_ExKx1 = predict(model, params, context, *statistics).return_preds
+        asked_Ex1 = jnp.minimum(context.returns_to_go[:, -1], had_ExKx1[:, -1])
+        returns_ExKx1 = context.returns_to_go.at[:, -1].set(asked_Ex1)
+        context = context._replace(returns_to_go=returns_ExKx1)
+    actions_ExA = predict(model, params, context, *statistics).action_preds[:, -1]
     if draw is not None:
         decisions, key, temperature = draw
         key = jax.random.fold_in(key, decisions)

@@ -81,6 +81,7 @@ def clones_of(config: ConfigDict, workdir: Path) -> ConfigDict | None:
     clones = config.copy_and_resolve_references()
     clones.update({"sweep": json.dumps([*settings.values()]), "sweep_at_once": 0})
     clones.eval.update({"baselines": (), "episodes": 0})
+    clones.model.predict_return = False
     clones.data.path = config.data.path or str(workdir / SIMULATED_MARKET)
     return clones
 

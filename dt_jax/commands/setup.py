@@ -184,7 +184,9 @@ class Setup:
         self.total_steps = self._total_steps(config.train)
         self.schedule = self._schedule(self.total_steps)
         self.optimizer = make_optimizer(
-            total_steps=self.total_steps, **config.optimizer
+            total_steps=self.total_steps,
+            predict_return=config.model.predict_return,
+            **config.optimizer,
         )
         # It runs once: compiled without optimising, in half the time.
         self._first_state = jax.jit(
@@ -450,7 +452,7 @@ def _take_over(model, fields, source) -> DecisionTransformer:
     mine = model_fields(model)
     chosen = (
         *("resid_pdrop", "embd_pdrop", "attn_pdrop"),
-        *("initializer_range", "dtype", "condition_on"),
+        *("initializer_range", "dtype", "condition_on", "predict_return"),
     )
     wrong = [
         key for key in {*mine} - {*chosen, *HF_ONLY_FIELDS} if fields[key] != mine[key]

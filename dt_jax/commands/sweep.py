@@ -64,6 +64,7 @@ class Sweep:
         """The model, the optimiser and the key of a member with these numbers."""
         first, schedule = self.members[0], self.members[0].schedule
         values = {name: first.config.optimizer[name] for name in OF_THE_UPDATE}
+        values["predict_return"] = first.config.model.predict_return
         values |= {name: numbers[name] for name in OF_THE_UPDATE if name in numbers}
         if "rate" in numbers:
             schedule = partial(_constant, numbers["rate"])

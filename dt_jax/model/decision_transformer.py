@@ -33,7 +33,7 @@ DTYPES = ("float32", "bfloat16", "float16")  # what layers can compute in
 
 
 class Prediction(NamedTuple):
-    """What the heads say: BxKxA, and with `all_heads` also BxKxS and BxKx1."""
+    """What the heads say: BxKxA, and where they are asked for BxKxS and BxKx1."""
 
     action_preds: jax.Array
     state_preds: jax.Array | None
@@ -54,6 +54,11 @@ class DecisionTransformer(nn.Module):
     discrete action, `act_dim` in all; actions are then one-hot vectors, and what is
     predicted are logits, without `action_tanh`. `condition_on='nothing'` lets no token
     look at a return, so that the model clones behaviour; its parameters are the same.
+
+    `predict_return` puts the tokens of a step in the order state, return, action, as
+    Reinformer does (Zhuang et al., 2024, arXiv:2405.08740): HF's return head then says
+    at a state which return is still to be had, and the action is predicted at the
+    return. The parameters are the same again.
     """
 
     state_dim: int = 17
@@ -77,6 +82,7 @@ class DecisionTransformer(nn.Module):
     dtype: str = "float32"
     action_sizes: tuple[int, ...] = ()
     condition_on: str = "return"
+    predict_return: bool = False
 
     def __post_init__(self):
         self.action_sizes = tuple(self.action_sizes)  # of JSON it is a list
@@ -109,6 +115,11 @@ class DecisionTransformer(nn.Module):
         check_choice("dtype", self.dtype, DTYPES)
         if not isinstance(self.condition_on, jax.Array):
             check_choice("condition_on", self.condition_on, CONDITIONS)
+        if self.predict_return and self.condition_on == "nothing":
+            raise ValueError(
+                "predict_return=True: found condition_on='nothing', which leaves the "
+                "returns out; expected 'return'"
+            )
 
     def __repr__(self) -> str:
         names = ("state_dim", "act_dim", "hidden_size", "n_layer", "n_head")
@@ -140,7 +151,8 @@ class DecisionTransformer(nn.Module):
           deterministic: False drops out, by the rng stream 'dropout'.
           first_segment: where the segments stand in the whole batch, so that dropout is
             the same however the batch is divided among devices.
-          all_heads: also predict states and returns, which the loss never asks for.
+          all_heads: also predict states and returns, which the loss asks for only with
+            `predict_return`, and then for returns.
         """
 
         rates = self.embd_pdrop, self.attn_pdrop, self.resid_pdrop
@@ -173,6 +185,7 @@ class DecisionTransformer(nn.Module):
         kinds_Bx3xKxD = kinds_Bx3xKxD + times_BxKxD.astype(self.dtype)[:, None]
         batch_size, context_length = timesteps.shape
         x_BxTxD = kinds_Bx3xKxD.reshape(batch_size, 3 * context_length, -1)
+        return_tokens = slice(context_length)
         state_tokens = slice(context_length, 2 * context_length)
         action_tokens = slice(2 * context_length, None)
         # Here HF keeps torch's default epsilon, whatever layer_norm_epsilon says.
@@ -188,7 +201,10 @@ class DecisionTransformer(nn.Module):
         x_BxTxD = x_BxTxD + wpe_PxD[None, :1].astype(self.dtype)
         x_BxTxD = drop(0, self.embd_pdrop, x_BxTxD)
 
-        place_T = jnp.arange(3 * context_length).reshape(-1, 3).T.reshape(-1)  # HF's
+        place_3xK = jnp.arange(3 * context_length).reshape(-1, 3).T  # HF's
+        if self.predict_return:
+            place_3xK = place_3xK[jnp.array([1, 0, 2])]  # a state before its return
+        place_T = place_3xK.reshape(-1)
         causal_TxT = place_T[:, None] >= place_T[None]
         valid_BxT = jnp.tile(attention_mask > 0, (1, 3))
         sees_returns = self.condition_on  # traced, it is a bool
@@ -200,28 +216,33 @@ class DecisionTransformer(nn.Module):
         mask_BxTxT = causal_TxT[None] & valid_BxT[:, None]
         for layer in range(self.n_layer - 1):
             x_BxTxD = self._block(layer, x_BxTxD, mask_BxTxT, slice(None), keep, drop)
-        # What leaves the last block is read by the heads alone: without the other two,
-        # its queries and MLP are needed at the state tokens only. Exact.
-        read = slice(None) if all_heads else state_tokens
+        # What leaves the last block is read by the heads alone: its queries and MLP are
+        # needed at no other tokens. Exact.
+        if all_heads:
+            read = slice(None)
+        elif self.predict_return:
+            read = slice(2 * context_length)  # returns and states
+        else:
+            read = state_tokens
         x_BxRxD = self._block(self.n_layer - 1, x_BxTxD, mask_BxTxT, read, keep, drop)
 
         norm = self._norm("encoder.ln_f")
 
-        def head(name, features, x_BxKxD):
+        def head(name, features, tokens):
+            x_BxKxD = x_BxRxD if read is tokens else x_BxRxD[:, tokens]
             return self._dense(name, features)(x_BxKxD, norm).astype(jnp.float32)
 
-        x_BxKxD = x_BxRxD[:, state_tokens] if all_heads else x_BxRxD
-        action_preds = head("predict_action.0", self.act_dim, x_BxKxD)
+        acting = return_tokens if self.predict_return else state_tokens
+        action_preds = head("predict_action.0", self.act_dim, acting)
         if self.action_tanh:
             action_preds = jnp.tanh(action_preds)
-        if not all_heads:
-            return Prediction(action_preds, None, None)
-        x_BxKxD = x_BxRxD[:, action_tokens]
-        return Prediction(
-            action_preds,
-            head("predict_state", self.state_dim, x_BxKxD),
-            head("predict_return", 1, x_BxKxD),
-        )
+        state_preds = return_preds = None
+        if all_heads:
+            state_preds = head("predict_state", self.state_dim, action_tokens)
+        if all_heads or self.predict_return:
+            returning = state_tokens if self.predict_return else action_tokens
+            return_preds = head("predict_return", 1, returning)
+        return Prediction(action_preds, state_preds, return_preds)
 
     def _block(self, layer, x_BxTxD, mask_BxTxT, read, keep, drop):
         """One pre-norm GPT-2 block; returns the tokens `read`, BxRxD."""

@@ -124,10 +124,16 @@ def export_hf(
     Raises:
       ValueError: Hugging Face's model cannot do what this one does.
     """
+    itself = "; the run itself can act and be evaluated"
     if getattr(model, "condition_on", "return") != "return":
         raise ValueError(
             f"model.condition_on={model.condition_on!r}: Hugging Face's model always "
-            "looks at returns; the run itself can act and be evaluated"
+            f"looks at returns{itself}"
+        )
+    if getattr(model, "predict_return", False):
+        raise ValueError(
+            "model.predict_return=True: Hugging Face's model has the return before the "
+            f"state{itself}"
         )
     fields = {key: getattr(model, key) for key in FIELDS}
     _check_fields("model", fields)

@@ -6,6 +6,7 @@ gradient at all. The three groups must cover every leaf.
 """
 
 import math
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -14,8 +15,9 @@ from jax.flatten_util import ravel_pytree
 
 from dt_jax.system.text import check_choice
 
-# No loss of ours reads these, so torch skips them: no update and no decay.
-UNTRAINED = ("predict_state", "predict_return", "encoder.wte")
+# The loss does not read these, so torch skips them: no update and no decay.
+UNTRAINED = ("predict_state", "encoder.wte")
+RETURN_HEAD = "predict_return"  # nor this one, unless the model predicts returns
 DECAYED = ("kernel", "embedding")
 NOT_DECAYED = ("bias", "scale")
 SCHEDULES = ("linear", "cosine", "constant_with_warmup", "constant")
@@ -32,8 +34,11 @@ def make_optimizer(
     max_grad_norm: float,
     warmup_ratio: float,
     lr_scheduler_type: str,
+    predict_return: bool = False,
 ) -> optax.GradientTransformation:
     """Clip by the global norm, then AdamW on the schedule; the names are HF's.
+
+    With `predict_return` the head of that name is trained, too.
 
     `update(..., finite=False)` leaves the moments as they were and moves only the
     schedule, so that the rate of a step is the same whatever was skipped before it;
@@ -67,6 +72,7 @@ def make_optimizer(
         adam_beta2=adam_beta2,
         adam_epsilon=adam_epsilon,
         max_grad_norm=max_grad_norm,
+        predict_return=predict_return,
     )
 
 
@@ -78,21 +84,35 @@ def clipped_adamw(
     adam_beta2: float | jax.Array,
     adam_epsilon: float | jax.Array,
     max_grad_norm: float | jax.Array,
+    predict_return: bool,
 ) -> optax.GradientTransformation:
     """What `make_optimizer` makes, of numbers that are not checked: they may be traced
     ones, of the members of a population."""
+    untrained = UNTRAINED if predict_return else (*UNTRAINED, RETURN_HEAD)
+
+    def leaves(*groups):
+        """Params to a tree of booleans: is the leaf in one of the groups?"""
+        return partial(
+            jax.tree.map_with_path, lambda path, _: _group(path, untrained) in groups
+        )
+
+    def zero_where_untrained(updates, _):
+        return jax.tree.map(
+            lambda change, still: jnp.zeros_like(change) if still else change,
+            updates,
+            leaves("untrained")(updates),
+        )
+
     adamw = optax.chain(
         _adam(adam_beta1, adam_beta2, adam_epsilon),
-        optax.add_decayed_weights(
-            weight_decay, lambda params: _groups(params, "decayed")
-        ),
+        optax.add_decayed_weights(weight_decay, leaves("decayed")),
         optax.scale_by_learning_rate(schedule),
     )
     return optax.chain(
         clip_by_global_norm(max_grad_norm),
-        optax.masked(adamw, lambda params: _groups(params, "decayed", "not decayed")),
+        optax.masked(adamw, leaves("decayed", "not decayed")),
         # As constants, so that the untrained leaves are not added to and copied.
-        optax.stateless(_zero_where_untrained),
+        optax.stateless(zero_where_untrained),
     )
 
 
@@ -169,23 +189,10 @@ def _adam(b1, b2, eps):
     return optax.GradientTransformationExtraArgs(adam.init, update)
 
 
-def _zero_where_untrained(updates, _):
-    return jax.tree.map(
-        lambda change, still: jnp.zeros_like(change) if still else change,
-        updates,
-        _groups(updates, "untrained"),
-    )
-
-
-def _groups(params, *groups):
-    """A tree of booleans: is the leaf in one of the groups?"""
-    return jax.tree.map_with_path(lambda path, _: _group(path) in groups, params)
-
-
-def _group(path):
+def _group(path, untrained):
     *modules, leaf = (str(key.key) for key in path)
     module = ".".join(modules)
-    if module in UNTRAINED:
+    if module in untrained:
         return "untrained"
     if leaf in DECAYED:
         return "decayed"

@@ -11,8 +11,10 @@ import optax
 
 from dt_jax.data.segments import Batch, normalize, scale_actions
 from dt_jax.model.choices import cross_entropy, most_likely, one_hot
-from dt_jax.model.decision_transformer import DecisionTransformer
+from dt_jax.model.decision_transformer import DecisionTransformer, Prediction
 from dt_jax.training.optimizer import global_norm
+
+EXPECTILE = 0.99  # Reinformer's (Zhuang et al., 2024, arXiv:2405.08740)
 
 
 class TrainState(NamedTuple):
@@ -25,6 +27,28 @@ class TrainState(NamedTuple):
     def __repr__(self) -> str:
         count = sum(leaf.size for leaf in jax.tree.leaves(self.params))
         return f"TrainState(step={self.step}, {count:,} parameters)"
+
+
+class Errors(NamedTuple):
+    """What the loss is made of, 0 at padded steps.
+
+    actions: of continuous actions, scaled, the squared errors BxKxA; of discrete ones
+      the cross-entropies BxKxM.
+    right: of discrete actions BxKxM float32, 1 where the most likely choice is right.
+    returns: with `predict_return` the `expectile_errors` BxKx1.
+    """
+
+    actions: jax.Array
+    right: jax.Array | None
+    returns: jax.Array | None
+
+    def total(self) -> jax.Array:
+        """Their sum, in which a return counts as much as all dimensions of an action:
+        divided by steps and dimensions, it is the mean of either, added."""
+        actions = jnp.sum(self.actions)
+        if self.returns is None:
+            return actions
+        return actions + self.actions.shape[-1] * jnp.sum(self.returns)
 
 
 class Metrics(NamedTuple):
@@ -50,12 +74,13 @@ def train_step(
 ) -> tuple[TrainState, Metrics]:
     """One update on one batch.
 
-    The loss is the mean of `action_errors` over valid steps and action dimensions.
-    Under `axis_name` the batch is this device's share: sums and counts are summed over
-    the devices and then divided, so that the update is that of the whole batch however
-    unevenly the valid steps fall. Where the loss or the gradient is not finite, the
-    update is skipped: the parameters stay as they are and the optimiser is told by
-    `finite` (see `make_optimizer`); the step counts on.
+    The loss is the mean of `errors_of` actions over valid steps and action dimensions,
+    plus that of returns where the model predicts them. Under `axis_name` the batch is
+    this device's share: sums and counts are summed over the devices and then divided,
+    so that the update is that of the whole batch however unevenly the valid steps fall.
+    Where the loss or the gradient is not finite, the update is skipped: the parameters
+    stay as they are and the optimiser is told by `finite` (see `make_optimizer`); the
+    step counts on.
 
     Args:
       state_mean, state_std: S, of the states as stored.
@@ -72,10 +97,9 @@ def train_step(
     }
 
     def sum_of_errors(params):
-        errors, right = action_errors(
-            model, params, batch, state_mean, state_std, **how
-        )
-        return jnp.sum(errors), None if right is None else jnp.sum(right)
+        errors = errors_of(model, params, batch, state_mean, state_std, **how)
+        right = errors.right
+        return errors.total(), None if right is None else jnp.sum(right)
 
     (error, right), grads = jax.value_and_grad(sum_of_errors, has_aux=True)(
         state.params
@@ -98,7 +122,7 @@ def train_step(
     return TrainState(state.step + 1, params, opt_state), metrics
 
 
-def action_errors(
+def errors_of(
     model: DecisionTransformer,
     params: dict,
     batch: Batch,
@@ -106,23 +130,36 @@ def action_errors(
     state_std,
     action_scaling=None,
     **how,
-) -> tuple[jax.Array, jax.Array | None]:
-    """What the loss is made of, 0 at padded steps; `how` is for `apply`.
-
-    Returns:
-      Of continuous actions, scaled, their squared errors BxKxA, and None. Of discrete
-      ones the cross-entropies BxKxM, and BxKxM float32: 1 where the most likely choice
-      is right.
-    """
+) -> Errors:
+    """Of a batch; `how` is for `apply`."""
     statistics = state_mean, state_std, action_scaling
-    predicted_BxKxA = predict(model, params, batch, *statistics, **how)
-    valid_BxKx1 = batch.attention_mask[..., None]
-    if not (sizes := model.action_sizes):
-        errors_BxKxA = predicted_BxKxA - scale_actions(batch.actions, action_scaling)
-        return jnp.square(errors_BxKxA) * valid_BxKx1, None
-    errors_BxKxM = cross_entropy(predicted_BxKxA, batch.actions, sizes)
-    right_BxKxM = most_likely(predicted_BxKxA, sizes) == batch.actions
-    return errors_BxKxM * valid_BxKx1, right_BxKxM * valid_BxKx1
+    predicted = predict(model, params, batch, *statistics, **how)
+    actions_BxKxA, valid_BxKx1 = predicted.action_preds, batch.attention_mask[..., None]
+    right_BxKxM = returns_BxKx1 = None
+    if sizes := model.action_sizes:
+        errors = cross_entropy(actions_BxKxA, batch.actions, sizes)
+        right_BxKxM = most_likely(actions_BxKxA, sizes) == batch.actions
+        right_BxKxM = right_BxKxM * valid_BxKx1
+    else:
+        errors = jnp.square(
+            actions_BxKxA - scale_actions(batch.actions, action_scaling)
+        )
+    if model.predict_return:
+        missed_BxKx1 = batch.returns_to_go - predicted.return_preds
+        returns_BxKx1 = expectile_errors(missed_BxKx1) * valid_BxKx1
+    return Errors(errors * valid_BxKx1, right_BxKxM, returns_BxKx1)
+
+
+def expectile_errors(missed: jax.Array) -> jax.Array:
+    """Squares that count EXPECTILE where too little was predicted, elsewhere 1 less it.
+
+    Expectile regression (Newey and Powell, 1987): at 0.99 what is predicted is nearly
+    the highest return that follows such a state; at a half it were the mean.
+
+    Args:
+      missed: the return less what was predicted.
+    """
+    return jnp.where(missed > 0, EXPECTILE, 1 - EXPECTILE) * jnp.square(missed)
 
 
 def predict(
@@ -133,9 +170,9 @@ def predict(
     state_std,
     action_scaling=None,
     **how,
-) -> jax.Array:
-    """BxKxA: the scaled actions, or the logits of discrete ones, for a batch with
-    states and actions as stored, in training and acting."""
+) -> Prediction:
+    """The scaled actions, or the logits of discrete ones, and what else the model
+    predicts, for a batch with states and actions as stored, in training and acting."""
     if model.action_sizes:
         actions = one_hot(batch.actions, model.action_sizes)
     else:
@@ -148,7 +185,7 @@ def predict(
         timesteps=batch.timesteps,
         attention_mask=batch.attention_mask,
         **how,
-    ).action_preds
+    )
 
 
 def init_state(params: dict, optimizer: optax.GradientTransformation) -> TrainState:

@@ -6,6 +6,8 @@ errors, without dropout, and what it is made of. Every step is predicted once, f
 precedes it in its window of K steps.
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,7 +16,7 @@ from dt_jax.data.segments import SegmentSampler, scale_actions
 from dt_jax.data.trajectories import Trajectories
 from dt_jax.model.decision_transformer import DecisionTransformer
 from dt_jax.training.feed import Feed
-from dt_jax.training.train_step import action_errors
+from dt_jax.training.train_step import Errors, errors_of
 
 NUM_BINS = 5  # of the returns-to-go, with about as many steps each
 LOGGED_SEGMENTS = 256  # of a record: the cost of one or two updates, of 20 by default
@@ -45,6 +47,7 @@ class HeldOut:
         self._edges = [*lows_Q.tolist(), float(returns_N.max())]
         self._sampler, self._feed = sampler, feed
         self._is_discrete = bool(model.action_sizes)
+        self._predicts_return = model.predict_return
         # A squared error in the units of the data is so many times a scaled one.
         zero_and_one_2xA = np.float32([[0], [1]]) * np.ones(data.actions.shape[1])
         zero_A, one_A = scale_actions(zero_and_one_2xA, action_scaling)
@@ -52,21 +55,18 @@ class HeldOut:
 
         def add(sums, params, store, item):
             batch = feed.fetch(store, item)
-            errors = action_errors(
+            errors = errors_of(
                 model, params, batch, data.state_mean, data.state_std, action_scaling
             )
             returns_BxKx1, valid_BxK = batch.returns_to_go, batch.attention_mask > 0
             inside_BxKxQ = (returns_BxKx1 >= lows_Q[None, None]) & valid_BxK[..., None]
             inside_BxKxQ &= returns_BxKx1 < ends_Q[None, None]
-            found = (
-                inside_BxKxQ.sum(axis=(0, 1)),
-                *(
-                    jnp.einsum("bkq,bka->qa", inside_BxKxQ, each, precision="highest")
-                    for each in errors
-                    if each is not None
-                ),
+            errors = jax.tree.map(
+                partial(jnp.einsum, "bkq,bka->qa", inside_BxKxQ, precision="highest"),
+                errors,
             )
-            return tuple(total + here for total, here in zip(sums, found, strict=True))
+            found = inside_BxKxQ.sum(axis=(0, 1)), errors
+            return jax.tree.map(jnp.add, sums, found)
 
         self._add = jax.jit(add)
 
@@ -77,8 +77,8 @@ class HeldOut:
         """
         count = min(LOGGED_SEGMENTS, len(self._starts_W))
         windows = np.arange(count) * len(self._starts_W) // count
-        steps_Q, errors_QxA, *_ = self._sums(params, windows)
-        return errors_QxA.sum() / (steps_Q.sum() * errors_QxA.shape[1])
+        steps_Q, errors = self._sums(params, windows)
+        return errors.total() / (steps_Q.sum() * errors.actions.shape[1])
 
     def evaluate(self, params: dict, training: Trajectories) -> dict:
         """Of all held-out steps, in the units of the data, as JSON can hold it.
@@ -91,12 +91,12 @@ class HeldOut:
           references: of the most frequent action of `training`, and of the previous.
         """
         windows = np.arange(len(self._starts_W))
-        steps_Q, *sums = jax.device_get(self._sums(params, windows))
-        name = "accuracy"
+        steps_Q, errors = jax.device_get(self._sums(params, windows))
+        name, sums_QxA = "accuracy", errors.right
         if not self._is_discrete:
-            name, sums = "mse", [sums[0] * self._squared_units_A[None]]
-        mean_A = sums[-1].sum(axis=0, dtype=np.float64) / steps_Q.sum()
-        mean_Q = sums[-1].mean(axis=1, dtype=np.float64) / steps_Q
+            name, sums_QxA = "mse", errors.actions * self._squared_units_A[None]
+        mean_A = sums_QxA.sum(axis=0, dtype=np.float64) / steps_Q.sum()
+        mean_Q = sums_QxA.mean(axis=1, dtype=np.float64) / steps_Q
         columns = self._edges[:-1], self._edges[1:], steps_Q.tolist(), mean_Q.tolist()
         bins = [
             {"from": low, "to": high, "steps": steps, name: mean}
@@ -110,21 +110,25 @@ class HeldOut:
         }
         if self._is_discrete:
             count = steps_Q.sum() * len(mean_A)
-            entropy = float(sums[0].sum(dtype=np.float64) / count)
+            entropy = float(errors.actions.sum(dtype=np.float64) / count)
             found = {"cross_entropy": entropy} | found
         return found
 
     def _sums(self, params, windows):
-        """Steps Q, errors QxA, and of discrete actions the right ones QxA, batch after
-        batch of one shape."""
+        """Steps Q and sums of `Errors` [Q, ...], batch after batch of one shape."""
         # One device does it: the figures do not depend on how many there are.
         params, store = jax.tree.map(
             lambda leaf: leaf.addressable_data(0), (params, self._feed.store)
         )
         actions = self._sampler.trajectories.actions
         shape = len(self._edges) - 1, actions.shape[1]
-        zeros = [np.zeros(shape, np.float32)] * (2 if self._is_discrete else 1)
-        sums = np.zeros(shape[0], np.int32), *zeros
+        zeros_QxA = np.zeros(shape, np.float32)
+        errors = Errors(
+            zeros_QxA,
+            zeros_QxA if self._is_discrete else None,
+            zeros_QxA[:, :1] if self._predicts_return else None,
+        )
+        sums = np.zeros(shape[0], np.int32), errors
         sums = jax.device_put(sums, jax.local_devices()[0])
         size = self._sampler.batch_size
         padded = np.pad(windows, (0, -len(windows) % size), constant_values=-1)

@@ -131,6 +131,28 @@ def test_a_context_on_paper():
     np.testing.assert_array_equal(context.attention_mask, [[1, 1, 1]] * 2)
 
 
+def test_what_cannot_be_had_is_not_asked_for():
+    """On paper: a head of zeros and a bias says 0.5 wherever it is asked."""
+    model = MODEL.clone(predict_return=True)
+    params = PARAMS | {
+        "predict_return": {
+            "kernel": np.zeros((16, 1), "float32"),
+            "bias": np.float32([0.5]),
+        }
+    }
+    policy = Policy(model, params, NORMALIZATION)
+    actions = episode(policy, STATES_TxExS[:2], [7.0, 5.0, -10.0])
+    then_E = np.minimum(([7.0, 5.0, -10.0] - REWARDS_TxE[0]) / 10, 0.5)
+    asked_ExK = np.float32([[0, 0, 0.5, 0], [0, 0, 0.5, 0], [0, 0, -1, 0]])
+    asked_ExK[:, -1] = then_E
+    found_ExKx1 = policy._context.returns_to_go
+    np.testing.assert_array_equal(found_ExKx1[..., 0], asked_ExK)
+    # What is asked for beyond it does not matter, and less does.
+    more = episode(policy, STATES_TxExS[:1], [1000.0, 5.0, -20.0])
+    np.testing.assert_array_equal(more[0, :2], actions[0, :2])
+    assert (more[0, 2] != actions[0, 2]).all()
+
+
 def test_the_model_sees_what_the_sampler_gathers():
     max_ep_len = STEPS - 2
     policy = make_policy(max_ep_len=max_ep_len)

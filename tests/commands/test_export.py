@@ -73,7 +73,8 @@ def workdir(dataset, tmp_path_factory):
 
 def test_a_run_and_its_export_hold_the_same_model(workdir, dataset):
     run, folder = load_trained(workdir), load_trained(workdir / "hf")
-    ours = {"dtype": "float32", "action_sizes": [], "condition_on": "return"}
+    ours = {"dtype": "float32", "action_sizes": []}
+    ours |= {"condition_on": "return", "predict_return": False}
     assert run.fields == folder.fields | ours
     for module, leaves in run.params.items():
         for leaf, array in leaves.items():

@@ -98,6 +98,20 @@ def test_a_member_is_the_run_that_it_would_be_alone(
     assert np.std(alone, axis=1).min() > 1e-3  # and no two settings are alike
 
 
+def test_a_member_that_predicts_returns_is_the_run_that_it_would_be(dataset, tmp_path):
+    settings = [{"seed": 0}, {"seed": 1, "optimizer.max_grad_norm": 0.05}]
+    config = long_config(dataset, "device", settings)
+    config.train.update({"max_steps": 20, "updates_per_call": 10, "save_steps": 20})
+    config.model.predict_return = True
+    setup = Setup(config, tmp_path)
+    found = losses_of(Sweep(setup, setup.members))
+    alone = losses_of(Setup(members_of(config)["seed=0"], tmp_path))
+    np.testing.assert_allclose(found[:, 0], alone, rtol=1e-5)  # as above
+    config.model.predict_return = False
+    plain = losses_of(Setup(members_of(config)["seed=0"], tmp_path))
+    assert (alone > plain + 0.01).all()  # the loss has the return's, too
+
+
 def sweep_config(dataset, sweep, **changes):
     few = {"train.max_steps": 12, "train.logging_steps": 2, "sweep": json.dumps(sweep)}
     return make_config(dataset, **few | changes)

@@ -71,8 +71,11 @@ def test_predictions_are_those_of_hf(name):
 
 
 @pytest.mark.parametrize("all_heads", [False, True])
-def test_a_prediction_depends_on_all_of_its_past_and_on_nothing_else(all_heads):
-    model, params, batch, _ = load("base")
+@pytest.mark.parametrize("predict_return", [False, True])
+def test_a_prediction_depends_on_all_of_its_past_and_on_nothing_else(
+    all_heads, predict_return
+):
+    model, params, batch, _ = load("base", predict_return=predict_return)
     batch = {key: array[1:2] for key, array in batch.items()}
     valid_K = batch["attention_mask"][0] > 0
     batch["timesteps"] = np.arange(7)[None]  # so that every step has its own row
@@ -85,13 +88,16 @@ def test_a_prediction_depends_on_all_of_its_past_and_on_nothing_else(all_heads):
     inputs = {key: batch[key] for key in ("states", "actions", "returns_to_go")}
     times = params["embed_timestep"]["embedding"]
     slopes = once(jax.jacrev(outputs, argnums=(0, 1)))(inputs, times)
-    assert len(slopes) == (3 if all_heads else 1)
+    assert len(slopes) == (3 if all_heads else 1 + predict_return)
+    # What a head is told of its own step only after it has spoken.
+    later = {("action_preds", "actions")}
+    if predict_return:
+        later |= {("return_preds", "returns_to_go"), ("return_preds", "actions")}
     for head, (by_input, by_time_KxAxNxD) in slopes.items():
         by_step = {key: x[:, :, 0] for key, x in by_input.items()}
         by_step["timesteps"] = by_time_KxAxNxD[:, :, :7]
         for key, slope in by_step.items():
-            # a_t is told only to the heads that come after it.
-            last = -1 if key == "actions" and head == "action_preds" else 0
+            last = -1 if (head, key) in later else 0
             expected_KxK = np.tri(7, k=last, dtype=bool) & valid_K[None]
             found_KxK = np.abs(slope).sum((1, 3)) != 0
             np.testing.assert_array_equal(
@@ -118,6 +124,35 @@ def test_a_clone_never_looks_at_a_return():
         actions(jnp.bool_(True), other), actions("return", other)
     )
     np.testing.assert_array_equal(actions(jnp.bool_(False), other), found)
+
+
+def test_a_state_before_its_return_is_a_return_before_its_state():
+    """Where a state is one number, too, HF's order is the other with the two
+    exchanged."""
+    _, _, batch, _ = load("base")
+    batch["states"] = batch["states"][..., :1]
+    sizes = {"hidden_size": 8, "n_layer": 2, "max_ep_len": 24, "initializer_range": 0.3}
+    model = DecisionTransformer(state_dim=1, act_dim=3, **sizes)
+    params = once(partial(init_params, model))(jax.random.key(0))
+    asking = model.clone(predict_return=True)
+    embeds = {"embed_state": "embed_return", "embed_return": "embed_state"}
+    inputs = {"states": "returns_to_go", "returns_to_go": "states"}
+    exchanged = (
+        {to: params[embeds.get(to, to)] for to in params},
+        {to: batch[inputs.get(to, to)] for to in batch},
+    )
+    valid = batch["attention_mask"] > 0
+    # Float32 sums of at most 32 terms of order one, in another order.
+    close = partial(np.testing.assert_allclose, rtol=0, atol=1e-5)
+    full = predict(asking, params, batch, all_heads=True)
+    expected = predict(model, *exchanged, all_heads=True)
+    for head in ("action_preds", "state_preds"):
+        close(getattr(full, head)[valid], getattr(expected, head)[valid])
+    trimmed = predict(asking, params, batch)
+    close(trimmed.action_preds[valid], full.action_preds[valid])
+    close(trimmed.return_preds[valid], full.return_preds[valid])
+    assert np.std(trimmed.action_preds[valid]) > 0.1
+    assert trimmed.state_preds is None
 
 
 @pytest.mark.parametrize("all_heads", [False, True])
@@ -444,6 +479,10 @@ def test_the_gradient_of_attention_is_the_one_jax_derives():
             "dtype='int8': expected one of float32, bfloat16, float16",
         ),
         ({"condition_on": "none"}, "condition_on='none': expected return or nothing"),
+        (
+            {"condition_on": "nothing", "predict_return": True},
+            "predict_return=True: found condition_on='nothing', which",
+        ),
     ],
 )
 def test_fields_that_make_no_model_are_named(fields, message):

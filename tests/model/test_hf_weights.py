@@ -227,7 +227,8 @@ def test_other_precisions_become_float32(folder, dtype, edit):
     np.testing.assert_array_equal(found, expected.astype(np.float32))
 
 
-OURS = ("dtype", "action_sizes", "condition_on")  # fields that HF has not
+# Fields that HF has not.
+OURS = ("dtype", "action_sizes", "condition_on", "predict_return")
 
 
 def test_keys_that_a_config_leaves_out_have_hf_defaults(folder):
@@ -390,11 +391,14 @@ def test_without_torch_a_pickled_model_is_refused(folder, monkeypatch):
         import_hf(folder)
 
 
-def test_a_clone_is_not_exported(tmp_path):
+@pytest.mark.parametrize(
+    "ours", [{"condition_on": "nothing"}, {"predict_return": True}], ids=str
+)
+def test_what_hf_cannot_do_is_not_exported(tmp_path, ours):
     fields, params = import_hf(GOLDEN / "base")
-    clone = DecisionTransformer(**fields, condition_on="nothing")
-    with pytest.raises(ValueError, match="condition_on='nothing': Hugging Face's"):
-        export_hf(tmp_path / "hf", clone, params)
+    (key, value), *_ = ours.items()
+    with pytest.raises(ValueError, match=f"{key}={value!r}: Hugging Face's"):
+        export_hf(tmp_path / "hf", DecisionTransformer(**fields, **ours), params)
     assert not (tmp_path / "hf").exists()
 
 

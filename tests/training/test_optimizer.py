@@ -155,25 +155,28 @@ def test_rates_of_the_notebook():
     np.testing.assert_allclose(found, list(paper.values()), rtol=0, atol=2e-11)
 
 
-def test_every_leaf_of_the_model_is_decayed_or_not_or_left_alone():
+@pytest.mark.parametrize("predict_return", [False, True])
+def test_every_leaf_of_the_model_is_decayed_or_not_or_left_alone(predict_return):
     model = DecisionTransformer(hidden_size=8, n_layer=2)
     shapes = jax.eval_shape(partial(init_params, model), jax.random.key(0))
     ones = jax.tree.map(lambda leaf: np.ones(leaf.shape, leaf.dtype), shapes)
     zeros = jax.tree.map(np.zeros_like, ones)
+    changes = {"warmup_ratio": 0.0, "weight_decay": 0.5}
     optimizer = make_optimizer(
-        total_steps=1, **RECIPE | {"warmup_ratio": 0.0, "weight_decay": 0.5}
+        total_steps=1, **RECIPE | changes, predict_return=predict_return
     )
+    head = {"predict_return/kernel", "predict_return/bias"} if predict_return else set()
 
     @jax.jit
     def moves(grads):
         return optimizer.update(grads, optimizer.init(ones), ones)[0]
 
     decayed = names_where(lambda move: (move != 0).all(), moves(zeros))
-    assert decayed == DECAYED
+    assert decayed == DECAYED | {name for name in head if name.endswith("kernel")}
     # Nothing is kept in memory for a leaf that is left alone.
     moments = optimizer.init(ones)[1].inner_state[0].mu
     kept = names_where(lambda leaf: not isinstance(leaf, optax.MaskedNode), moments)
-    assert names_where(lambda _: True, ones) - kept == UNTOUCHED
+    assert names_where(lambda _: True, ones) - kept == UNTOUCHED - head
 
 
 @pytest.mark.parametrize("max_norm", [0.25, 100.0])

@@ -141,6 +141,18 @@ def test_an_update_on_paper(params):
     close(state.params["predict_action.0"]["bias"], bias - 2 * gradient)
     assert state.step == 1
 
+    # With a return head of 0.1, one return is missed by 0.4 and two by -0.3.
+    params["predict_return"]["bias"] = np.float32([0.1])
+    batch.returns_to_go[batch.attention_mask > 0] = [[0.5], [-0.2], [-0.2]]
+    how = {"model": PLAIN.clone(predict_return=True), "optimizer": optimizer}
+    state, both = jax.jit(partial(step_of, **how))(
+        init_state(params, optimizer), batch, key=jax.random.key(0)
+    )
+    close(both.loss, metrics.loss + (0.99 * 0.4**2 + 2 * 0.01 * 0.3**2) / 3)
+    close(state.params["predict_action.0"]["bias"], bias - 2 * gradient)
+    slope = -2 * (0.99 * 0.4 - 2 * 0.01 * 0.3) / 3
+    close(state.params["predict_return"]["bias"], 0.1 - 2 * slope)
+
 
 @pytest.fixture(scope="module")
 def whole(params):

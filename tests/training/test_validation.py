@@ -52,7 +52,7 @@ def predict_zeros(variables, actions, **_):
     return Prediction(jnp.zeros_like(actions), None, None)
 
 
-ZEROS = SimpleNamespace(apply=predict_zeros, action_sizes=())
+ZEROS = SimpleNamespace(apply=predict_zeros, action_sizes=(), predict_return=False)
 
 
 def test_the_figures_on_paper():
@@ -83,6 +83,19 @@ def test_the_figures_on_paper():
         },
     }
     assert json.loads(json.dumps(found)) == found
+    # Returns predicted as 1.5 miss by -0.5 three times, by 0.5 and by 1.5: the loss
+    # has that, too, and the errors of actions are as before.
+    half = SimpleNamespace(
+        apply=lambda _, returns_to_go, **rest: predict_zeros(_, **rest)._replace(
+            return_preds=jnp.full_like(returns_to_go, 1.5)
+        ),
+        action_sizes=(),
+        predict_return=True,
+    )
+    asking = make_held_out(data, [1, 2], half, length=2)
+    assert asking.evaluate({}, data.select([0])) == found
+    missed = (3 * 0.01 * 0.5**2 + 0.99 * (0.5**2 + 1.5**2)) / 5
+    assert float(asking.loss({})) == pytest.approx(found["mse"] + missed, rel=1e-6)
 
 
 def test_the_figures_equal_a_plain_loop_wherever_the_data_lies():
@@ -155,7 +168,7 @@ def test_a_record_reads_few_windows_batch_by_batch_in_one_shape(monkeypatch):
 
     data = make_trajectories((2, 8, 12, 1, 3))
     measure = make_held_out(
-        data, [1, 2, 3, 4], SimpleNamespace(apply=apply, action_sizes=())
+        data, [1, 2, 3, 4], SimpleNamespace(**vars(ZEROS) | {"apply": apply})
     )
 
     def gather(sampler, episodes_B, starts_B, gather=measure._feed.gather):
@@ -208,6 +221,7 @@ def test_discrete_figures_on_paper():
             jnp.broadcast_to(logits, actions.shape), None, None
         ),
         action_sizes=(3,),
+        predict_return=False,
     )
     measure = make_held_out(data, [1], says_two, length=3)
     found = measure.evaluate({}, data.select([0]))
