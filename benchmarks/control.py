@@ -70,25 +70,21 @@ def main():
 
 
 def measure(mix, folder):
-    if not (folder / "data").exists():
-        collect(mix, folder / "data")
-    data = dt_jax.load_trajectories(folder / "data")
-    returns = np.array([episode["rewards"].sum(dtype=float) for episode in data])
-    behaviours = returns.reshape(-1, len(mix.behaviours))
+    config = configure(mix, folder)
+    data = dt_jax.load_trajectories(config.data.path)
+    returns = by_behaviour(mix, data)
     names = [f"x {scale:g}, noise {noise:g}" for scale, noise in mix.behaviours]
-    means = behaviours.mean(axis=0)
-    targets = np.linspace(means.min(), means.max(), 5).tolist()
-    runs = [train(mix, folder, seed, targets) for seed in range(SEEDS)]
+    runs = evaluations(config, folder)
     known = known_by_name(f"bullet-{mix.agent}-mixed-v0")
     return {
         "behaviours": {
             name: {"mean": float(column.mean()), "error": standard_error(column)}
-            for name, column in zip(names, behaviours.T, strict=True)
+            for name, column in zip(names, returns.T, strict=True)
         },
         "data": {"mean": float(returns.mean()), "steps": data.num_steps},
         "targets": {
             f"{target:.0f}": over_seeds(runs, f"target {target:,.6g}")
-            for target in targets
+            for target in config.eval.targets
         },
         "clones": {name: over_seeds(runs, name) for name in CLONES},
         "rank correlation": [run["spearman"] for run in runs],
@@ -153,12 +149,22 @@ def mixture(act, behaviours):
     return begin
 
 
-def train(mix, folder, seed, targets):
-    """What is found when the model of a seed is asked for these returns."""
+def by_behaviour(mix, data):
+    """The returns of the episodes, a column for each behaviour."""
+    returns = [episode["rewards"].sum(dtype=float) for episode in data]
+    return np.reshape(returns, (-1, len(mix.behaviours)))
+
+
+def configure(mix, folder):
+    """A run on the mix, whose episodes are collected where that is yet to be done."""
+    path = folder / "data"
+    if not path.exists():
+        collect(mix, path)
+    means = by_behaviour(mix, dt_jax.load_trajectories(path)).mean(axis=0)
+    targets = np.linspace(means.min(), means.max(), 5).tolist()
     config = dt_jax.default_config()
-    config.seed = seed
     data, model = config.data, config.model
-    data.path = str(folder / "data")
+    data.path = str(path)
     data.context_length, data.max_ep_len = 5, 1000
     model.n_layer, model.hidden_size = 2, 64
     model.resid_pdrop = model.embd_pdrop = model.attn_pdrop = 0.0
@@ -167,7 +173,16 @@ def train(mix, folder, seed, targets):
     config.eval.environment = ENVIRONMENT.format(mix.agent)
     config.eval.targets, config.eval.episodes = tuple(targets), EVALUATED
     config.eval.baselines = CLONES
-    return dt_jax.train(config, folder / f"seed={seed}").evaluation
+    return config
+
+
+def evaluations(config, folder):
+    """Of a run for each seed, in workdirs in the folder."""
+    found = []
+    for seed in range(SEEDS):
+        config.seed = seed
+        found.append(dt_jax.train(config, folder / f"seed={seed}").evaluation)
+    return found
 
 
 def rows(found):
