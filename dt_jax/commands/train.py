@@ -33,6 +33,7 @@ from dt_jax.commands.same_run import check_same_start
 from dt_jax.commands.setup import Setup
 from dt_jax.commands.sweep import Sweep
 from dt_jax.config import current_names, flatten, naming_keys
+from dt_jax.model.hf_weights import what_hf_lacks
 from dt_jax.reporting.evaluation_tables import evaluation_scalars
 from dt_jax.reporting.population import describe_population, write_population
 from dt_jax.reporting.run_page import write_run_page
@@ -171,7 +172,9 @@ def _describe_complete(setup, checkpoint):
     given = setup.config.eval.environment
     if given == current_names(checkpoint.record["config"])["eval"]["environment"]:
         given = "" if environment_of(setup.config) else "YOUR_ENVIRONMENT"
-    print(describe_complete(setup.workdir, checkpoint.step, environment=given))
+    exports = not what_hf_lacks(setup.model)
+    where = {"environment": given, "exports": exports}
+    print(describe_complete(setup.workdir, checkpoint.step, **where))
 
 
 def _compile(setup, placement, state, step):
@@ -331,7 +334,8 @@ def _describe(setup, summary, evaluation):
     held_out = read_json(errors) if setup.held_out and errors.is_file() else None
     last = read_metrics(workdir / "metrics.jsonl")[-1]
     where = {"data_path": setup.config.data.path, "target": target}
-    print(describe_run(workdir, summary, last, held_out, **where))
+    exports = not what_hf_lacks(setup.model)
+    print(describe_run(workdir, summary, last, held_out, exports=exports, **where))
 
 
 def _is_concluded(setup, saved) -> bool:

@@ -108,6 +108,21 @@ def import_normalization(folder: str | os.PathLike) -> dict | None:
     return read_json(file) if file.is_file() else None
 
 
+def what_hf_lacks(model) -> str:
+    """Why Hugging Face's model cannot be this one; '' where it can."""
+    if getattr(model, "condition_on", "return") != "return":
+        return (
+            f"model.condition_on={model.condition_on!r}: Hugging Face's model always "
+            "looks at returns"
+        )
+    if getattr(model, "predict_return", False):
+        return (
+            "model.predict_return=True: Hugging Face's model sees a return before its "
+            "state"
+        )
+    return ""
+
+
 def export_hf(
     folder: str | os.PathLike, model, params: dict, normalization: dict | None = None
 ) -> None:
@@ -124,17 +139,8 @@ def export_hf(
     Raises:
       ValueError: Hugging Face's model cannot do what this one does.
     """
-    itself = "; the run itself can act and be evaluated"
-    if getattr(model, "condition_on", "return") != "return":
-        raise ValueError(
-            f"model.condition_on={model.condition_on!r}: Hugging Face's model always "
-            f"looks at returns{itself}"
-        )
-    if getattr(model, "predict_return", False):
-        raise ValueError(
-            "model.predict_return=True: Hugging Face's model has the return before the "
-            f"state{itself}"
-        )
+    if lacks := what_hf_lacks(model):
+        raise ValueError(f"{lacks}; the run itself can act and be evaluated")
     fields = {key: getattr(model, key) for key in FIELDS}
     _check_fields("model", fields)
     discrete = {}

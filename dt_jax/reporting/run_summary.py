@@ -17,6 +17,7 @@ def describe_run(
     *,
     data_path: str,
     target: float | None,
+    exports: bool = True,
 ) -> str:
     """A finished run as text: its figures, where everything lies, what to do next.
 
@@ -25,6 +26,7 @@ def describe_run(
       held_out: what `HeldOut.evaluate` says, None when no data is held out.
       data_path: of the user's data, '' for the simulated market.
       target: the largest return that the evaluation aimed at; None: there was none.
+      exports: Hugging Face's model can be this one.
     """
     errors, pictures = "", {}
     if "accuracy" in last:
@@ -64,15 +66,16 @@ In {workdir}:
 {listing}
 
 Next:"""
-    return f"{fit(text)}\n{_next(workdir, data_path, target)}"
+    return f"{fit(text)}\n{_next(workdir, data_path, target, exports)}"
 
 
 def describe_complete(
-    workdir: str | os.PathLike, step: int, *, environment: str
+    workdir: str | os.PathLike, step: int, *, environment: str, exports: bool = True
 ) -> str:
     """What is said of a run that has made all its updates, and what can be done.
 
     `environment`: what an evaluation has to be told; '' where the run has its own.
+    `exports`: as `describe_run` takes it.
     """
     here = f"--workdir {workdir}"
     evaluate = ["--mode=evaluate", here]
@@ -80,7 +83,7 @@ def describe_complete(
         evaluate.append(f"--config.eval.environment={environment}")
     ways = {
         "let it act": evaluate,
-        "for Hugging Face's transformers": ["--mode=export", here],
+        **(_to_export(here) if exports else {}),
         "its page anew": ["--mode=report", here],
     }
     return "\n".join(
@@ -95,9 +98,13 @@ def describe_complete(
     )
 
 
-def _next(workdir, data_path, target):
+def _to_export(here):
+    return {"for Hugging Face's transformers": ["--mode=export", here]}
+
+
+def _next(workdir, data_path, target, exports):
     here = f"--workdir {workdir}"
-    ways = {"for Hugging Face's transformers": ["--mode=export", here]}
+    ways = _to_export(here) if exports else {}
     if target is None:
         environment = "--config.eval.environment=YOUR_ENVIRONMENT"
         ways = {"let it act": ["--mode=evaluate", here, environment]} | ways

@@ -3,7 +3,7 @@
 
 import pytest
 
-from dt_jax.reporting.run_summary import describe_run
+from dt_jax.reporting.run_summary import describe_complete, describe_run
 
 LAST = {"loss": 0.25}
 SUMMARY = {
@@ -42,3 +42,13 @@ def test_what_comes_next_depends_on_the_run(
     text = describe_run("runs/base", SUMMARY, LAST, held_out, **where)
     assert "  dt-jax --mode=export --workdir runs/base\n" in text
     assert "python main.py" not in text
+
+
+def test_what_hf_cannot_be_is_not_to_be_exported():
+    where = {"data_path": "", "target": None}
+    for exports in (True, False):
+        ends = (
+            describe_run("run", SUMMARY, LAST, None, exports=exports, **where),
+            describe_complete("run", 5, environment="", exports=exports),
+        )
+        assert [("--mode=export" in text) for text in ends] == [exports] * 2
