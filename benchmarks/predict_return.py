@@ -13,7 +13,6 @@ predict_return.json here. An hour on two CPU cores.
 
 import argparse
 import json
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +22,7 @@ from benchmarks import control
 from dt_jax.reporting.evaluation_tables import standard_error
 
 HERE = Path(__file__).parent
+MARKET_UPDATES = (1000, 4000)
 ENDLESS = 1e6  # a return that nobody has had
 
 
@@ -30,19 +30,24 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--workdir", type=Path, default=Path("runs/control"))
     args = parser.parse_args()
-    tasks = {"Simulated market": (market, args.workdir / "market")}
+    runs = {}
     for name, mix in control.MIXES.items():
-        tasks[name] = partial(control.configure, mix), args.workdir / mix.agent
+        folder = args.workdir / mix.agent
+        runs[name] = control.configure(mix, folder), folder
+    for updates in MARKET_UPDATES:
+        folder = args.workdir / f"market, {updates} updates"
+        runs[f"Simulated market, {updates:,} updates"] = market(updates), folder
     found = {}
-    for name, (configure, folder) in tasks.items():
-        found[name] = measure(configure(folder), folder)
+    for name, (config, folder) in runs.items():
+        found[name] = measure(config, folder)
         print(describe(name, found[name]), flush=True)
         path = HERE / "predict_return.json"
         path.write_text(json.dumps(found, indent=2) + "\n")
 
 
-def market(_):
+def market(updates):
     config = dt_jax.default_config()
+    config.train.max_steps = config.train.save_steps = updates
     config.data.context_length = 10
     config.model.hidden_size = 64
     config.optimizer.learning_rate = 1e-3

@@ -100,12 +100,13 @@ def check_spaces(
 
 
 def describe_rewards(environment: gymnasium.Env) -> dict:
-    """What `Trajectories.about` says of them: of a trading environment the `benchmark`
-    of its `Rules`, beyond which they are gained, None for none."""
+    """What `Trajectories.about` says of them: of the `Rules` of a trading environment
+    the `reward_scaling`, and the `benchmark` beyond which they are gained."""
     market_env = environment.unwrapped
     if not isinstance(market_env, TradingEnv):
         return {}
-    return {"benchmark": market_env.rules.benchmark}
+    names = ("benchmark", "reward_scaling")
+    return {name: getattr(market_env.rules, name) for name in names}
 
 
 def _counts(sizes):

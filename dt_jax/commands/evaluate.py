@@ -328,7 +328,7 @@ def _check_rewards(environment, about):
             found, expected = map(json.dumps, (own, of_data))
             raise ValueError(
                 f'eval.environment_kwargs: found "{key}": {found}, expected '
-                f"{expected}: the rewards in the data are relative to that"
+                f"{expected}, with which the rewards in the data were paid"
             )
 
 

@@ -284,7 +284,7 @@ def keep(observations_ExS):
     return np.zeros((len(observations_ExS), 2))
 
 
-def test_rewards_must_be_relative_to_what_those_of_the_data_are(tmp_path):
+def test_rewards_must_be_paid_as_those_of_the_data_were(tmp_path):
     table, config = tmp_path / "prices.csv", default_config()
     rows = [
         f"{day},{name},{price + number}"
@@ -309,7 +309,7 @@ def test_rewards_must_be_relative_to_what_those_of_the_data_are(tmp_path):
     assert check_environment(config, plain)
     assert check_environment(config, {})  # of a version that did not record it
     asked = (
-        '^eval.environment_kwargs: found "benchmark": null, expected "equal_weight":'
+        '^eval.environment_kwargs: found "benchmark": null, expected "equal_weight", '
     )
     with pytest.raises(ValueError, match=asked):
         check_environment(config, relative)
@@ -317,6 +317,11 @@ def test_rewards_must_be_relative_to_what_those_of_the_data_are(tmp_path):
     assert check_environment(config, relative)
     with pytest.raises(
         ValueError, match='found "benchmark": "equal_weight", expected null'
+    ):
+        check_environment(config, plain)
+    trades(reward_scaling=0.01)
+    with pytest.raises(
+        ValueError, match=r'found "reward_scaling": 0\.01, expected 0\.0001, with which'
     ):
         check_environment(config, plain)
     config.eval.update({"environment": "CartPole-v1", "environment_kwargs": "{}"})
