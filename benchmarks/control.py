@@ -23,7 +23,7 @@ import dt_jax
 from dt_jax.acting.environments import make_environments
 from dt_jax.acting.rollout import record_episodes
 from dt_jax.data.formats.d4rl import known_by_name
-from dt_jax.reporting.evaluation_tables import standard_error
+from dt_jax.reporting.evaluation import standard_error
 
 HERE = Path(__file__).parent
 ENVIRONMENT = "pybullet_envs_gymnasium:{}BulletEnv-v0"

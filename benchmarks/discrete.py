@@ -20,7 +20,7 @@ from dt_jax.acting.actors import Actor
 from dt_jax.acting.environments import make_environments
 from dt_jax.acting.rollout import roll_out
 from dt_jax.data.writer import save_trajectories
-from dt_jax.reporting.evaluation_tables import standard_error
+from dt_jax.reporting.evaluation import standard_error
 
 HERE = Path(__file__).parent
 EPISODES = 80  # of each behaviour

@@ -19,7 +19,7 @@ import numpy as np
 
 import dt_jax
 from benchmarks import control
-from dt_jax.reporting.evaluation_tables import standard_error
+from dt_jax.reporting.evaluation import standard_error
 
 HERE = Path(__file__).parent
 MARKET_UPDATES = (1000, 4000)

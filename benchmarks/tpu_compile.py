@@ -72,12 +72,8 @@ def lower_call(devices, changes, num_rows=NUM_ROWS, dims=(STATE_DIM, ACT_DIM)):
     from dt_jax.config import default_config
     from dt_jax.data.segments import SegmentSampler
     from dt_jax.data.writer import save_trajectories
-    from dt_jax.training.feed import (
-        gather_resident,
-        pick_returns,
-        segments,
-        store_shapes,
-    )
+    from dt_jax.training.feed import pick_returns
+    from dt_jax.training.store import gather_resident, segments, store_shapes
 
     config = default_config()
     config.data.placement, config.train.max_steps = "device", 10**6

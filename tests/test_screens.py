@@ -15,12 +15,8 @@ import pytest
 from dt_jax.commands import collect, evaluate, export, report
 from dt_jax.config import default_config
 from dt_jax.reporting.data_report import describe_data
-from dt_jax.reporting.evaluation_tables import (
-    RANDOM,
-    ActorResult,
-    describe_evaluation,
-    evaluation_report,
-)
+from dt_jax.reporting.evaluation import RANDOM, ActorResult, evaluation_report
+from dt_jax.reporting.evaluation_tables import describe_evaluation
 from dt_jax.reporting.run_summary import describe_complete, describe_run
 from dt_jax.system import distributed
 from dt_jax.system.progress import progress

@@ -24,13 +24,13 @@ from dt_jax.acting.rollout import roll_out, roll_out_targets
 from dt_jax.commands.members import MEMBERS, clone_workdir, members_of
 from dt_jax.config import flatten, naming_keys
 from dt_jax.model.decision_transformer import DecisionTransformer
-from dt_jax.reporting.evaluation_tables import (
+from dt_jax.reporting.evaluation import (
     RANDOM,
     ActorResult,
-    describe_evaluation,
     evaluation_report,
     evaluation_scalars,
 )
+from dt_jax.reporting.evaluation_tables import describe_evaluation
 from dt_jax.reporting.html_page import Picture
 from dt_jax.reporting.population import describe_population, write_population
 from dt_jax.reporting.run_page import EVALUATIONS, PAGE, write_run_page

@@ -43,16 +43,16 @@ from dt_jax.system.process import compute_deterministically
 from dt_jax.system.text import check_choice
 from dt_jax.trading.simulation import simulated_episodes
 from dt_jax.training.checkpoint import load_trained
-from dt_jax.training.feed import (
-    Feed,
+from dt_jax.training.feed import Feed
+from dt_jax.training.loop import Intervals, describe_bad_updates
+from dt_jax.training.metrics import RunningMetrics
+from dt_jax.training.optimizer import make_optimizer, make_schedule
+from dt_jax.training.placement import (
     Placement,
     best_updates_per_call,
     choose_placement,
     memory_plan,
 )
-from dt_jax.training.loop import Intervals, describe_bad_updates
-from dt_jax.training.metrics import RunningMetrics
-from dt_jax.training.optimizer import make_optimizer, make_schedule
 from dt_jax.training.trackers import check_wandb
 from dt_jax.training.train_call import make_train_call, place
 from dt_jax.training.train_step import TrainState, init_state

@@ -15,9 +15,10 @@ from dt_jax.commands.members import DROPOUT, OF_THE_RATE, OF_THE_UPDATE
 from dt_jax.commands.setup import DATA_REPORT, Setup
 from dt_jax.model.layers import dropout_units
 from dt_jax.system.files import write_json
-from dt_jax.training.feed import Feed, Placement, choose_placement, memory_plan
+from dt_jax.training.feed import Feed
 from dt_jax.training.metrics import PopulationMetrics
 from dt_jax.training.optimizer import clipped_adamw
+from dt_jax.training.placement import Placement, choose_placement, memory_plan
 from dt_jax.training.population import Population
 from dt_jax.training.train_call import make_gather, make_train_call, place
 from dt_jax.training.train_step import TrainState

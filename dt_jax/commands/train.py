@@ -34,16 +34,16 @@ from dt_jax.commands.setup import Setup
 from dt_jax.commands.sweep import Sweep
 from dt_jax.config import current_names, flatten, naming_keys
 from dt_jax.model.hf_weights import what_hf_lacks
-from dt_jax.reporting.evaluation_tables import evaluation_scalars
+from dt_jax.reporting.evaluation import evaluation_scalars
 from dt_jax.reporting.population import describe_population, write_population
 from dt_jax.reporting.run_page import write_run_page
 from dt_jax.reporting.run_summary import describe_complete, describe_run
 from dt_jax.system import distributed
 from dt_jax.system.files import locked, read_json, write_json
 from dt_jax.training.checkpoint import Checkpoints, unflatten
-from dt_jax.training.feed import Placement, naming_memory
 from dt_jax.training.loop import run_updates
 from dt_jax.training.metrics import MetricWriter, PopulationWriter, read_metrics
+from dt_jax.training.placement import Placement, naming_memory
 from dt_jax.training.trackers import open_trackers
 from dt_jax.training.train_step import TrainState
 from dt_jax.training.validation import HeldOut

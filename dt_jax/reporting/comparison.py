@@ -16,7 +16,8 @@ from typing import NamedTuple
 
 from dt_jax.config import changed_keys, default_config, flatten
 from dt_jax.reporting import plots
-from dt_jax.reporting.evaluation_tables import Table, count_targets, standard_error
+from dt_jax.reporting.evaluation import count_targets, standard_error
+from dt_jax.reporting.evaluation_tables import Table
 from dt_jax.reporting.html_page import Picture, picture_grid, table_html, write_page
 from dt_jax.system.files import read_json, replacing
 from dt_jax.training.metrics import read_metrics

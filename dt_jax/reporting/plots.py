@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dt_jax.reporting.evaluation_tables import standard_error
+from dt_jax.reporting.evaluation import standard_error
 from dt_jax.reporting.style import (
     BAND,
     BLUE,

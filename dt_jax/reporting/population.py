@@ -12,7 +12,8 @@ import numpy as np
 
 from dt_jax.config import flatten
 from dt_jax.reporting import plots
-from dt_jax.reporting.evaluation_tables import Table, aligned, standard_error
+from dt_jax.reporting.evaluation import standard_error
+from dt_jax.reporting.evaluation_tables import Table, aligned
 from dt_jax.reporting.html_page import Picture, picture_grid, table_html, write_page
 from dt_jax.system.files import read_json, write_json
 from dt_jax.system.text import fit

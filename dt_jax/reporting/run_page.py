@@ -17,7 +17,8 @@ from typing import NamedTuple
 
 from dt_jax.config import changed_keys
 from dt_jax.reporting import plots
-from dt_jax.reporting.evaluation_tables import count_targets, evaluation_tables
+from dt_jax.reporting.evaluation import count_targets
+from dt_jax.reporting.evaluation_tables import evaluation_tables
 from dt_jax.reporting.html_page import (
     Picture,
     definition_list,

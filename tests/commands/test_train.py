@@ -33,9 +33,10 @@ from dt_jax.model.decision_transformer import DecisionTransformer, init_params
 from dt_jax.system.files import locked
 from dt_jax.training import feed
 from dt_jax.training.checkpoint import Checkpoints, load_trained
-from dt_jax.training.feed import Feed, Placement
+from dt_jax.training.feed import Feed
 from dt_jax.training.metrics import read_metrics
 from dt_jax.training.optimizer import make_optimizer
+from dt_jax.training.placement import Placement
 from dt_jax.training.population import DEVICES
 from dt_jax.training.train_step import init_state, train_step
 from dt_jax.training.validation import HeldOut
@@ -572,11 +573,11 @@ def too_small(request, monkeypatch):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: no room\nin detail")
 
     if request.param == "placing":
-        monkeypatch.setattr(feed, "_resident", exhaust)
+        monkeypatch.setattr(feed, "make_store", exhaust)
         cause = "RESOURCE_EXHAUSTED: no room"
     else:
         needs = iter([3e9, 0])
-        monkeypatch.setattr(feed, "_memory_limit", lambda: 2e9)
+        monkeypatch.setattr(feed, "memory_limit", lambda: 2e9)
         monkeypatch.setattr(feed, "bytes_of_call", lambda _: next(needs))
         cause = "3.0 of 2.0 GB"
     return f"placement=device needs more memory than a device has: {cause}"

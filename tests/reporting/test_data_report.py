@@ -10,7 +10,7 @@ import pytest
 from dt_jax.data.segments import SegmentSampler
 from dt_jax.data.trajectories import Trajectories
 from dt_jax.reporting.data_report import auto_target, data_report, describe_data
-from dt_jax.training.feed import memory_plan
+from dt_jax.training.placement import memory_plan
 
 WARNINGS = {
     "actions": "actions reach from -2 to 2, but model.action_tanh=True",

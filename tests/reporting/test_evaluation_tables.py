@@ -6,13 +6,13 @@ import json
 import numpy as np
 import pytest
 
-from dt_jax.reporting.evaluation_tables import (
+from dt_jax.reporting.evaluation import (
     RANDOM,
     ActorResult,
-    describe_evaluation,
     evaluation_report,
     evaluation_scalars,
 )
+from dt_jax.reporting.evaluation_tables import describe_evaluation
 from dt_jax.trading.backtest import Curves
 
 

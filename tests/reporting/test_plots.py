@@ -7,7 +7,7 @@ from matplotlib.colors import to_hex
 from test_evaluation_tables import summary_of
 
 from dt_jax.reporting import plots
-from dt_jax.reporting.evaluation_tables import RANDOM, ActorResult, evaluation_report
+from dt_jax.reporting.evaluation import RANDOM, ActorResult, evaluation_report
 from dt_jax.reporting.style import SHADES
 from dt_jax.trading.backtest import Curves
 

@@ -14,7 +14,7 @@ from test_evaluation_tables import summary_of
 
 from dt_jax.config import default_config
 from dt_jax.reporting.comparison import write_comparison
-from dt_jax.reporting.evaluation_tables import RANDOM, ActorResult, evaluation_report
+from dt_jax.reporting.evaluation import RANDOM, ActorResult, evaluation_report
 from dt_jax.reporting.run_page import PAGE, read_run, run_fragment, write_run_page
 from dt_jax.system.files import write_json
 

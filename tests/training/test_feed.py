@@ -17,19 +17,18 @@ from dt_jax.data.segments import Batch, SegmentSampler, normalize
 from dt_jax.data.trajectories import Trajectories
 from dt_jax.model.decision_transformer import Prediction
 from dt_jax.training import feed as feed_module
-from dt_jax.training.feed import (
+from dt_jax.training import store as store_module
+from dt_jax.training.feed import Feed
+from dt_jax.training.placement import (
     CALLS_AHEAD,
-    STORE_DTYPES,
-    Feed,
-    Segments,
     best_updates_per_call,
     bytes_of_call,
     choose_placement,
     memory_plan,
     naming_memory,
-    store_shapes,
 )
 from dt_jax.training.population import Population
+from dt_jax.training.store import STORE_DTYPES, Segments, store_shapes
 from dt_jax.training.train_call import make_train_call, place
 from dt_jax.training.train_step import init_state
 
@@ -124,7 +123,7 @@ def test_each_device_holds_its_own_share(feed):
 def test_a_store_sent_in_blocks_is_the_rows_of_the_sampler(
     monkeypatch, state_dim, rows_at_once
 ):
-    monkeypatch.setattr(feed_module, "BLOCK_BYTES", 4 * state_dim * rows_at_once)
+    monkeypatch.setattr(store_module, "BLOCK_BYTES", 4 * state_dim * rows_at_once)
     sampler = make_sampler(state_dim=state_dim)
     store = Feed(sampler, "device", "float32").store
     expected = np.concatenate(sampler.trajectories.states.pieces).astype(np.float32)
@@ -144,7 +143,7 @@ def test_a_store_lies_as_its_shapes_say(monkeypatch):
 
     expected = Feed(make_sampler(), "device", "float32").store
     assert expected.states.format.layout.major_to_minor == (0, 1)
-    monkeypatch.setattr(feed_module, "store_shapes", by_columns)
+    monkeypatch.setattr(store_module, "store_shapes", by_columns)
     found = Feed(make_sampler(), "device", "float32").store
     assert found.states.format.layout.major_to_minor == (1, 0)
     np.testing.assert_array_equal(found.states, expected.states)
@@ -188,7 +187,7 @@ def linear_call(feed):
     """A train call of that model, and its first state."""
     optimizer = optax.sgd(0.001)
     call = make_train_call(
-        SimpleNamespace(apply=linear_model, action_sizes=()),
+        SimpleNamespace(apply=linear_model, action_sizes=(), predict_return=False),
         optimizer,
         state_mean=np.ones(3, np.float32),
         state_std=np.ones(3, np.float32),
@@ -352,12 +351,12 @@ def test_a_call_is_refused_where_a_device_lacks_one_byte(monkeypatch, placement)
     ahead = sum(leaf.addressable_data(0).nbytes for leaf in jax.tree.leaves(item))
     needed = bytes_of_call(call.lower(state, feed.store, item).compile())
     needed += (CALLS_AHEAD - 1) * ahead
-    monkeypatch.setattr(feed_module, "_memory_limit", lambda: needed)
+    monkeypatch.setattr(feed_module, "memory_limit", lambda: needed)
     feed.compile(call, state, U)
-    monkeypatch.setattr(feed_module, "_memory_limit", lambda: needed - 1)
+    monkeypatch.setattr(feed_module, "memory_limit", lambda: needed - 1)
     with pytest.raises(ValueError, match=r"needs more memory than a device has: "):
         feed.compile(call, state, U)
-    monkeypatch.setattr(feed_module, "_memory_limit", lambda: 0)  # as a CPU
+    monkeypatch.setattr(feed_module, "memory_limit", lambda: 0)  # as a CPU
     feed.compile(call, state, U)
 
 
