@@ -113,13 +113,13 @@ class DecisionTransformer(nn.Module):
             )
         check_choice("activation_function", self.activation_function, ACTIVATIONS)
         check_choice("dtype", self.dtype, DTYPES)
-        if not isinstance(self.condition_on, jax.Array):
+        if not isinstance(self.condition_on, jax.Array):  # traced, it has been checked
             check_choice("condition_on", self.condition_on, CONDITIONS)
-        if self.predict_return and self.condition_on == "nothing":
-            raise ValueError(
-                "predict_return=True: found condition_on='nothing', which leaves the "
-                "returns out; expected 'return'"
-            )
+            if self.predict_return and self.condition_on == "nothing":
+                raise ValueError(
+                    "predict_return=True: found condition_on='nothing', which leaves "
+                    "the returns out; expected 'return'"
+                )
 
     def __repr__(self) -> str:
         names = ("state_dim", "act_dim", "hidden_size", "n_layer", "n_head")

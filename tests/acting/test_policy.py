@@ -10,7 +10,7 @@ import optax
 import pytest
 
 from dt_jax.acting import policy as policy_file
-from dt_jax.acting.policy import Policy
+from dt_jax.acting.policy import Policies, Policy
 from dt_jax.data.segments import SegmentSampler, normalize
 from dt_jax.data.trajectories import Trajectories
 from dt_jax.model.decision_transformer import (
@@ -151,6 +151,13 @@ def test_what_cannot_be_had_is_not_asked_for():
     more = episode(policy, STATES_TxExS[:1], [1000.0, 5.0, -20.0])
     np.testing.assert_array_equal(more[0, :2], actions[0, :2])
     assert (more[0, 2] != actions[0, 2]).all()
+    # Several policies as one do the same.
+    policies = Policies([policy, Policy(model, PARAMS, NORMALIZATION)])
+    policies.reset(np.array([7.0, 5.0, -10.0] * 2))
+    together = policies.act(np.tile(STATES_TxExS[0], (2, 1)), np.zeros(2 * E))
+    # Float32, vectorised over the policies in another order.
+    np.testing.assert_allclose(together[:E], actions[0], rtol=0, atol=1e-6)
+    assert (together[E:-1] != actions[0, :-1]).all()
 
 
 def test_the_model_sees_what_the_sampler_gathers():
