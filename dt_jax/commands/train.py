@@ -74,7 +74,8 @@ def train(config: ConfigDict, workdir: Path) -> None:
         raise OSError(f"{workdir}: {error.strerror}") from error  # of a write
 
 
-def _train(config, workdir):
+def _train(config, workdir, last=True):
+    """`last`: the processes train nothing after it."""
     setup = distributed.first_then_rest(partial(Setup, config, workdir))
     check_same_start(config, setup.trajectories)
     with ExitStack() as stack:
@@ -84,28 +85,24 @@ def _train(config, workdir):
         clones = clones_of(config, workdir)
         if clones and _evaluation(setup):
             distributed.print_once("first the clones that eval.baselines names")
-            _train(clones, workdir / BASELINES)
+            _train(clones, workdir / BASELINES, last=False)
         if config.sweep:
-            _train_members(setup)
+            _train_members(setup, last)
         else:
-            _train_one(setup, workdir / CHECKPOINTS)
+            _train_one(setup, workdir / CHECKPOINTS, last)
 
 
-def _train_members(setup):
+def _train_members(setup, last):
     """All members of a sweep, `sweep_at_once` of them in turn."""
     members, workdir = setup.members, setup.workdir
     at_once = setup.config.sweep_at_once or len(members)
-    if at_once < len(members) and jax.process_count() > 1:
-        raise ValueError(
-            f"sweep_at_once={at_once}: several processes train all members at once; "
-            "expected 0"
-        )
     count_stopped = 0
     for first in range(0, len(members), at_once):
         sweep = Sweep(setup, members[first : first + at_once])
         folder = f"{CHECKPOINTS}-{first}" if at_once < len(members) else CHECKPOINTS
         try:
-            _train_one(sweep, workdir / folder)
+            ends = last and first + at_once >= len(members)
+            _train_one(sweep, workdir / folder, ends)
         except FloatingPointError:
             count_stopped += len(sweep.members)
             if count_stopped == len(members):
@@ -122,7 +119,7 @@ def _evaluation(setup) -> ConfigDict | None:
     return config if environment_of(config) and config.eval.episodes else None
 
 
-def _train_one(setup, folder):
+def _train_one(setup, folder, last):
     """A run, or the members of a `Sweep`, whose checkpoints are in `folder`."""
     config, workdir = setup.config, setup.workdir
     checkpoints = checkpoint = None
@@ -162,7 +159,7 @@ def _train_one(setup, folder):
                 write_json(run.workdir / "config.json", run.config.to_dict())
                 write_json(run.workdir / "run.json", _start(run, step))
         with naming_memory(placement.name):
-            _update(setup, feed, call, state, metrics, checkpoints)
+            _update(setup, feed, call, state, metrics, checkpoints, last)
 
 
 def _describe_complete(setup, checkpoint):
@@ -202,7 +199,7 @@ def _compile(setup, placement, state, step):
     return _compile(setup, placement, state, step)
 
 
-def _update(setup, feed, call, state, metrics, checkpoints):
+def _update(setup, feed, call, state, metrics, checkpoints, last):
     """Make the updates; in the first process also leave what a run leaves."""
     config = setup.config
     held_outs, saved = [None], None
@@ -231,6 +228,7 @@ def _update(setup, feed, call, state, metrics, checkpoints):
         record=setup.record(),
         validation_loss=held_outs[0] and setup.validation_loss(held_outs),
         saved=saved,
+        leaves=last,
     )
     if first:
         _conclude(setup, state, metrics, held_outs)

@@ -29,6 +29,7 @@ from dt_jax.data.writer import save_trajectories
 from dt_jax.model.decision_transformer import DecisionTransformer
 from dt_jax.reporting.html_page import Picture
 from dt_jax.reporting.plots import draw_loss
+from dt_jax.system import distributed
 
 pytestmark = pytest.mark.usefixtures("compile_fast")
 FILES = {"evaluation.json", "evaluations", "index.html"}
@@ -99,14 +100,19 @@ def test_a_run_that_was_killed_while_it_acted_is_concluded(workdir, capsys):
     assert "nothing to do" in capsys.readouterr().out
 
 
-def test_clones_are_trained_and_judged_on_the_same_seeds(workdir, tmp_path, capsys):
+def test_clones_are_trained_and_judged_on_the_same_seeds(
+    workdir, tmp_path, capsys, monkeypatch
+):
     config, copied = make_config(), tmp_path / "run"
     shutil.copytree(workdir, copied)
     config.eval.baselines = ("clone", "clone-best-50%")
     with pytest.raises(FileNotFoundError, match="without --mode=evaluate trains it"):
         evaluate(config, copied)
     config.eval.score_range = (0.0, 1.0)
+    parted = []
+    monkeypatch.setattr(distributed, "leave", lambda: parted.append(True))
     train(config, copied)
+    assert not parted  # several processes train the run after the clones
     folder = copied / "baselines"
     clones = {"condition_on=nothing", "condition_on=nothing,keep_best=0.5"}
     assert {path.name for path in (folder / "members").iterdir()} == clones

@@ -162,8 +162,8 @@ def records_of(workdir):
     ]
 
 
-def arrays_of(workdir):
-    with closing(Checkpoints(workdir / "checkpoints", None)) as checkpoints:
+def arrays_of(workdir, folder="checkpoints"):
+    with closing(Checkpoints(workdir / folder, None)) as checkpoints:
         checkpoint = checkpoints.restore()
     return checkpoint.step, {k: x.tobytes() for k, x in checkpoint.arrays.items()}
 

@@ -223,21 +223,21 @@ def test_a_sweep_stopped_in_any_process_goes_on_with_other_devices(
     # The last two are what was run alone.
     settings = [{"seed": 1}, {"seed": 0}, {"seed": 0, "data.return_scale": 10.0}]
     names = ["seed=1", "seed=0", "seed=0,return_scale=10.0"]
-    flag = f"--config.sweep={json.dumps(settings)}"
+    flags = f"--config.sweep={json.dumps(settings)}", "--config.sweep_at_once=2"
 
     def run(num_devices, *disturbance):
         commands = [
-            (*command(dataset, workdir, tmp_path / "note.npy", *what), flag)
+            (*command(dataset, workdir, tmp_path / "note.npy", *what), *flags)
             for what in ((), disturbance)
         ]
         return run_all(environment, commands, num_devices)
 
-    # Each of four devices has all members, and a share of their batches.
+    # Each of four devices has both members, and a share of their batches.
     first, second = run(2, 5, TERMINATE)
     assert (first.returncode, second.returncode) == (143, 143), first.stderr
-    stopped, _ = arrays_of(workdir)
+    stopped, _ = arrays_of(workdir, "checkpoints-0")
     assert 50 < stopped < 80  # within a few calls, and both at the same
-    # Each of two devices has two members: of those two each process has one.
+    # Each of two devices has one member; then each has the third, and half its batches.
     first, second = run(1)
     assert (first.returncode, second.returncode) == (0, 0), first.stderr
     assert f"going on from update {stopped}" in first.stdout
