@@ -176,10 +176,10 @@ def configure(mix, folder):
     return config
 
 
-def evaluations(config, folder):
+def evaluations(config, folder, seeds=SEEDS):
     """Of a run for each seed, in workdirs in the folder."""
     found = []
-    for seed in range(SEEDS):
+    for seed in range(seeds):
         config.seed = seed
         found.append(dt_jax.train(config, folder / f"seed={seed}").evaluation)
     return found

@@ -7,7 +7,7 @@
 Trains models with `model.predict_return` on the simulated market and on the data of
 `benchmarks.control`, and asks them for more than there is. Beside them are models that
 are asked for five returns, and clones, which `benchmarks.control` may have left in the
-workdir. Prints mean returns of three seeds and the differences seed by seed; writes
+workdir. Prints mean returns and the differences seed by seed; writes
 predict_return.json here. An hour on two CPU cores.
 """
 
@@ -22,27 +22,29 @@ from benchmarks import control
 from dt_jax.reporting.evaluation import standard_error
 
 HERE = Path(__file__).parent
-MARKET_UPDATES = (1000, 4000)
+MARKETS = {f"Simulated market, {count:,} updates": count for count in (1000, 4000)}
+TASKS = (*control.MIXES, *MARKETS)
 ENDLESS = 1e6  # a return that nobody has had
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--workdir", type=Path, default=Path("runs/control"))
+    parser.add_argument("--tasks", nargs="+", default=TASKS, choices=TASKS)
+    parser.add_argument("--seeds", type=int, default=control.SEEDS)
     args = parser.parse_args()
-    runs = {}
-    for name, mix in control.MIXES.items():
-        folder = args.workdir / mix.agent
-        runs[name] = control.configure(mix, folder), folder
-    for updates in MARKET_UPDATES:
-        folder = args.workdir / f"market, {updates} updates"
-        runs[f"Simulated market, {updates:,} updates"] = market(updates), folder
-    found = {}
-    for name, (config, folder) in runs.items():
-        found[name] = measure(config, folder)
-        print(describe(name, found[name]), flush=True)
-        path = HERE / "predict_return.json"
-        path.write_text(json.dumps(found, indent=2) + "\n")
+    path = HERE / "predict_return.json"
+    table = json.loads(path.read_text()) if path.is_file() else {}
+    for name in args.tasks:
+        if name in control.MIXES:
+            mix = control.MIXES[name]
+            folder = args.workdir / mix.agent
+            config = control.configure(mix, folder)
+        else:
+            folder, config = args.workdir / name, market(MARKETS[name])
+        table[name] = measure(config, folder, args.seeds)
+        print(describe(name, table[name]), flush=True)
+        path.write_text(json.dumps(table, indent=2) + "\n")
 
 
 def market(updates):
@@ -56,9 +58,9 @@ def market(updates):
     return config
 
 
-def measure(config, folder):
+def measure(config, folder, seeds):
     """Means over the seeds, and what the model that predicts gains over the others."""
-    runs = control.evaluations(config, folder)
+    runs = control.evaluations(config, folder, seeds)
     targets = [
         control.over_seeds(runs, f"target {target:,.6g}")
         for target in config.eval.targets
@@ -68,7 +70,7 @@ def measure(config, folder):
     others |= {name: control.over_seeds(runs, name) for name in control.CLONES}
     config.model.predict_return = True
     config.eval.targets, config.eval.baselines = (ENDLESS,), ()
-    asking = control.evaluations(config, folder / "predict_return")
+    asking = control.evaluations(config, folder / "predict_return", seeds)
     found = {"predicts": control.over_seeds(asking, f"target {ENDLESS:,.6g}")} | others
     for one in others.values():
         differences = np.subtract(found["predicts"]["seeds"], one["seeds"])
