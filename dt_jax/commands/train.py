@@ -228,7 +228,7 @@ def _update(setup, feed, call, state, metrics, checkpoints, last):
         record=setup.record(),
         validation_loss=held_outs[0] and setup.validation_loss(held_outs),
         saved=saved,
-        leaves=last,
+        last=last,
     )
     if first:
         _conclude(setup, state, metrics, held_outs)

@@ -270,5 +270,5 @@ def evaluation_scalars(report: dict) -> dict[str, float]:
 
 
 def number(value: float) -> str:
-    """As sentences have it."""
+    """With five digits, as in a sentence."""
     return f"{value:,.5g}"

@@ -72,7 +72,7 @@ def run_updates(
     validation_loss: Callable | None = None,
     whole: Callable[[TrainState], TrainState] = lambda state: state,
     saved: Callable[[TrainState, bool], None] | None = None,
-    leaves: bool = True,
+    last: bool = True,
 ) -> TrainState:
     """Make all updates that are missing.
 
@@ -88,7 +88,7 @@ def run_updates(
       whole: of a population, makes of the state one that every process has.
       saved: called after each save, in the first process, with what was saved and
         whether the run is interrupted there.
-      leaves: the processes part at the end; False: they train something else after it.
+      last: the processes part at the end; False: they train something else after it.
 
     Raises:
       FloatingPointError: `max_bad_updates` in a row gave a loss or a gradient that is
@@ -110,7 +110,7 @@ def run_updates(
         if first:
             writer.progress(metrics.now())
         if metrics.bad_in_a_row >= max_bad_updates:
-            if leaves:
+            if last:
                 distributed.leave()
             raise FloatingPointError("" if jax.process_index() else why_bad(state))
 
@@ -155,7 +155,7 @@ def run_updates(
                 f"stopped at update {metrics.step:,} of {intervals.total_steps:,}, "
                 "saved; the same command goes on from there"
             )
-        if leaves or caught:
+        if last or caught:
             distributed.leave()
     return whole(state)
 

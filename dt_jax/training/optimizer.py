@@ -90,7 +90,7 @@ def clipped_adamw(
     ones, of the members of a population."""
     untrained = UNTRAINED if predict_return else (*UNTRAINED, RETURN_HEAD)
 
-    def leaves(*groups):
+    def in_groups(*groups):
         """Params to a tree of booleans: is the leaf in one of the groups?"""
         return partial(
             jax.tree.map_with_path, lambda path, _: _group(path, untrained) in groups
@@ -100,17 +100,17 @@ def clipped_adamw(
         return jax.tree.map(
             lambda change, still: jnp.zeros_like(change) if still else change,
             updates,
-            leaves("untrained")(updates),
+            in_groups("untrained")(updates),
         )
 
     adamw = optax.chain(
         _adam(adam_beta1, adam_beta2, adam_epsilon),
-        optax.add_decayed_weights(weight_decay, leaves("decayed")),
+        optax.add_decayed_weights(weight_decay, in_groups("decayed")),
         optax.scale_by_learning_rate(schedule),
     )
     return optax.chain(
         clip_by_global_norm(max_grad_norm),
-        optax.masked(adamw, leaves("decayed", "not decayed")),
+        optax.masked(adamw, in_groups("decayed", "not decayed")),
         # As constants, so that the untrained leaves are not added to and copied.
         optax.stateless(zero_where_untrained),
     )

@@ -43,8 +43,11 @@ class Errors(NamedTuple):
     returns: jax.Array | None
 
     def total(self) -> jax.Array:
-        """Their sum, in which a return counts as much as all dimensions of an action:
-        divided by steps and dimensions, it is the mean of either, added."""
+        """Their sum, in which a return counts as much as all dimensions of an action.
+
+        Divided by steps and dimensions it is the loss: the mean error of actions plus
+        that of returns.
+        """
         actions = jnp.sum(self.actions)
         if self.returns is None:
             return actions
@@ -74,13 +77,13 @@ def train_step(
 ) -> tuple[TrainState, Metrics]:
     """One update on one batch.
 
-    The loss is the mean of `errors_of` actions over valid steps and action dimensions,
-    plus that of returns where the model predicts them. Under `axis_name` the batch is
-    this device's share: sums and counts are summed over the devices and then divided,
-    so that the update is that of the whole batch however unevenly the valid steps fall.
-    Where the loss or the gradient is not finite, the update is skipped: the parameters
-    stay as they are and the optimiser is told by `finite` (see `make_optimizer`); the
-    step counts on.
+    The loss is the mean error of actions (see `errors_of`) over valid steps and action
+    dimensions, plus the mean error of returns where the model predicts them. Under
+    `axis_name` the batch is this device's share: sums and counts are summed over the
+    devices and then divided, so that the update is that of the whole batch however
+    unevenly the valid steps fall. Where the loss or the gradient is not finite, the
+    update is skipped: the parameters stay as they are and the optimiser is told by
+    `finite` (see `make_optimizer`); the step counts on.
 
     Args:
       state_mean, state_std: S, of the states as stored.
@@ -131,7 +134,7 @@ def errors_of(
     action_scaling=None,
     **how,
 ) -> Errors:
-    """Of a batch; `how` is for `apply`."""
+    """What the loss of a batch is made of; `how` is for `apply`."""
     statistics = state_mean, state_std, action_scaling
     predicted = predict(model, params, batch, *statistics, **how)
     actions_BxKxA, valid_BxKx1 = predicted.action_preds, batch.attention_mask[..., None]
@@ -151,10 +154,11 @@ def errors_of(
 
 
 def expectile_errors(missed: jax.Array) -> jax.Array:
-    """Squares that count EXPECTILE where too little was predicted, elsewhere 1 less it.
+    """Squared errors, times EXPECTILE where too little was predicted, elsewhere times
+    1 - EXPECTILE.
 
     Expectile regression (Newey and Powell, 1987): at 0.99 what is predicted is nearly
-    the highest return that follows such a state; at a half it were the mean.
+    the highest return that follows such a state; at 0.5 it would be the mean.
 
     Args:
       missed: the return less what was predicted.
