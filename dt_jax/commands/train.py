@@ -268,11 +268,12 @@ def _held_outs(setup, feed):
 
 
 def _save_members(sweep, metrics, state, is_interrupted) -> None:
-    """At the end each member that has not stopped gets its own checkpoint.
+    """At the end, and at a stop before it, each member gets its own checkpoint; not
+    those whose updates were not finite for too long.
 
     While the other processes are there: orbax asks for them.
     """
-    if metrics.step < sweep.total_steps:
+    if metrics.step < sweep.total_steps and not is_interrupted:
         return
     for run, own, meter in zip(
         sweep.members, *sweep.split(state, metrics), strict=True

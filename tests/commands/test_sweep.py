@@ -2,7 +2,9 @@
 """A member of a sweep is the run that it would be alone, and leaves what one leaves."""
 
 import json
+import os
 import shutil
+import signal
 from contextlib import closing
 from types import SimpleNamespace
 
@@ -22,9 +24,11 @@ from dt_jax.commands.sweep import Sweep
 from dt_jax.commands.train import train
 from dt_jax.config import default_config, saved_config
 from dt_jax.system.files import read_json
+from dt_jax.training.checkpoint import load_trained
 from dt_jax.training.metrics import (
     MetricWriter,
     PopulationMetrics,
+    PopulationWriter,
     read_metrics,
 )
 
@@ -181,6 +185,12 @@ def test_it_says_the_settings_and_nothing_is_done_again(dataset, swept, capsys):
 
 def test_interrupted_it_ends_at_the_same_bits(dataset, swept, tmp_path, monkeypatch):
     config, write = sweep_config(dataset, SEEDS, **HELD_OUT), MetricWriter.write
+    write_all = PopulationWriter.write
+
+    def stop(self, record):
+        write_all(self, record)
+        if record["step"] == 4 and record["member"] == 0:
+            os.kill(os.getpid(), signal.SIGINT)
 
     def interrupt(self, record):
         write(self, record)
@@ -191,6 +201,7 @@ def test_interrupted_it_ends_at_the_same_bits(dataset, swept, tmp_path, monkeypa
         raise KeyboardInterrupt
 
     for place, name, disturbed in (
+        (PopulationWriter, "write", stop),
         (MetricWriter, "write", interrupt),
         (command, "_save_members", killed),
     ):
@@ -199,6 +210,9 @@ def test_interrupted_it_ends_at_the_same_bits(dataset, swept, tmp_path, monkeypa
             with pytest.raises(KeyboardInterrupt):
                 train(config, tmp_path)
         assert not (tmp_path / "population.json").exists()
+        # A signal saved them all; what came later, a crash, did not.
+        (step,) = {load_trained(tmp_path / "members" / name).step for name in NAMES}
+        assert 4 <= step < 8
     train(config, tmp_path)
     assert_same(tmp_path, swept)
     assert (tmp_path / "population.json").is_file()
