@@ -237,6 +237,7 @@ def test_a_sweep_stopped_in_any_process_goes_on_with_other_devices(
     assert (first.returncode, second.returncode) == (143, 143), first.stderr
     stopped, _ = arrays_of(workdir, "checkpoints-0")
     assert 50 < stopped < 80  # within a few calls, and both at the same
+    assert arrays_of(workdir / "members" / names[0])[0] == stopped
     # Each of two devices has one member; then each has the third, and half its batches.
     first, second = run(1)
     assert (first.returncode, second.returncode) == (0, 0), first.stderr
