@@ -70,6 +70,14 @@ HF_ONLY_FIELDS = (
     "scale_attn_by_inverse_layer_idx",
 )
 
+# It runs once: compiled without optimising, in half the time; in one process once for
+# all runs of equal models.
+draw_params = jax.jit(
+    init_params,
+    static_argnums=0,
+    compiler_options={"xla_backend_optimization_level": 0},
+)
+
 
 def join(config: ConfigDict) -> None:
     """Before JAX starts: how XLA computes, and a meeting with the other processes."""
@@ -188,11 +196,7 @@ class Setup:
             predict_return=config.model.predict_return,
             **config.optimizer,
         )
-        # It runs once: compiled without optimising, in half the time.
-        self._first_state = jax.jit(
-            partial(_first_state, self.model, self.optimizer),
-            compiler_options={"xla_backend_optimization_level": 0},
-        )
+        self._state_of = jax.jit(partial(init_state, optimizer=self.optimizer))
 
     def _total_steps(self, train: Mapping) -> int:
         if train["max_steps"] > 0:
@@ -254,11 +258,14 @@ class Setup:
     def first_state(self, seed: int | None = None) -> TrainState:
         """Of `train.init_from`, or where that is empty of weights drawn by the seed."""
         seed = self.config.seed if seed is None else seed
-        return self._first_state(self.given, np.uint32(seed))
+        key = jax.random.key(np.uint32(seed))
+        return self._state_of(self.given or draw_params(self.model, key))
 
     def state_shapes(self) -> TrainState:
         """What `first_state` gives, as shapes and dtypes."""
-        return self._first_state.eval_shape(self.given, np.uint32(0))
+        key = jax.eval_shape(jax.random.key, 0)
+        params = self.given or draw_params.eval_shape(self.model, key)
+        return self._state_of.eval_shape(params)
 
     def place(self, state: TrainState) -> TrainState:
         """The state as the train call takes and returns it."""
@@ -410,12 +417,6 @@ class Setup:
             placement=f"{placement.name} ({placement.reason})",
             plan=placement.plan,
         )
-
-
-def _first_state(model, optimizer, given, seed):
-    if given is None:
-        given = init_params(model, jax.random.key(seed))
-    return init_state(given, optimizer)
 
 
 def _action_bounds(config, trajectories):
