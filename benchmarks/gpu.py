@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""All that a GPU can tell, in one run of at most 8 minutes.
+"""All that a GPU can tell, in one run of about 8 minutes.
 
     pip install "jax[cuda13]" torch transformers
     python -m benchmarks.gpu              # on a GPU
@@ -8,14 +8,15 @@
 First the same command twice, each with an empty compilation cache, and once killed and
 resumed: are weights and moments equal in every bit? Then rates at the notebook's dims,
 each way in a process of its own: ours with the store on the device (float32, bfloat16,
-and without `train.deterministic`), ours with batches from the host, and
-`DecisionTransformerModel` with AdamW and clipping, its data on the device and gathered
-there, eager and in CUDA graphs (`mode="reduce-overhead"`), float32 (with TF32, as XLA
-has it) and bfloat16. Then `configs/notebook.py` on a dataset of the notebook's size,
-from prompt to prompt, with an empty cache and with a full one. Last a large model
-(hidden 1024, 12 layers, 16 heads, context 64, bfloat16) beside the peak that a product
-of 8192-cubed bfloat16 matrices reaches. gpu.json here is written as it goes: a run cut
-short keeps what it has found.
+and without `train.deterministic`), ours with batches from the host, and 8 and 32 seeds
+in one program (updates of all of them together). A large model (hidden 1024, 12 layers,
+16 heads, context 64, bfloat16) stands beside the peak that a product of 8192-cubed
+bfloat16 matrices reaches. `DecisionTransformerModel` with AdamW and clipping has its
+data on the device and gathers there, eager and in CUDA graphs
+(`mode="reduce-overhead"`), float32 (with TF32, as XLA has it) and bfloat16. Then
+`configs/notebook.py` on a dataset of the notebook's size, from prompt to prompt, with
+an empty cache and with a full one. Last one run and 8 and 32 seeds at 291/29. gpu.json
+here is written as it goes: a run cut short keeps what it has found.
 """
 
 import argparse
@@ -32,7 +33,7 @@ from statistics import median
 from benchmarks.full_size import ACT_DIM, NUM_STEPS, STATE_DIM, episodes
 from benchmarks.growth import flops_of_update
 from benchmarks.kills import arrays_of, without_times
-from benchmarks.updates import our_updates
+from benchmarks.updates import our_updates, write_dataset
 from dt_jax.data.writer import save_trajectories
 from dt_jax.system.process import DETERMINISTIC
 
@@ -41,11 +42,17 @@ BATCH_SIZE, CONTEXT_LENGTH = 64, 20
 DEVICE = {"data.placement": "device", "train.updates_per_call": 40}
 BFLOAT16 = {**DEVICE, "data.store_dtype": "bfloat16", "model.dtype": "bfloat16"}
 LARGE_MODEL = "large model"
+MEMBERS = {f"dt-jax, {count} members": count for count in (8, 32)}
+NARROW = "291/29"
 WAYS = {  # what the config says besides
     "dt-jax, float32": DEVICE,
     "dt-jax, bfloat16": BFLOAT16,
     "dt-jax, not deterministic": {**DEVICE, "train.deterministic": False},
     "dt-jax, batches from the host": {"data.placement": "host"},
+    **{
+        way: {**DEVICE, "sweep": json.dumps({"seed": [*range(count)]})}
+        for way, count in MEMBERS.items()
+    },
     LARGE_MODEL: {
         **BFLOAT16,
         **{"model.hidden_size": 1024, "model.n_layer": 12, "model.n_head": 16},
@@ -69,7 +76,7 @@ CACHES = ("empty cache", "compiled before")
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--small", action="store_true", help="one way, a small model")
+    parser.add_argument("--small", action="store_true", help="small models")
     parser.add_argument("--out", type=Path, default=HERE / "gpu.json")
     parser.add_argument("--measure", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -83,7 +90,9 @@ def main():
         print(f"{time.perf_counter() - start:5.0f} s  {key}: {value}", flush=True)
         args.out.write_text(json.dumps(found, indent=2) + "\n")
 
-    ways = [*WAYS][:1] if args.small else [*WAYS, PEAK, *TORCH]
+    one = next(iter(WAYS))
+    ways = [one] if args.small else [*WAYS, PEAK, *TORCH]
+    counts = [*MEMBERS][:1] if args.small else [one, *MEMBERS]
     changes = {**SMALL, "train.max_steps": 40} if args.small else {}
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
@@ -104,6 +113,9 @@ def main():
         caches = CACHES[:1] if args.small else CACHES
         for key, value in from_prompt_to_prompt(changes, folder, caches).items():
             tell(key, value)
+        narrow = few if args.small else write_dataset(folder / "narrow", NARROW)
+        for way in counts:
+            tell(f"{way}, {NARROW}", in_a_process(way, narrow, args.small))
 
 
 def in_a_process(way, data, small):
@@ -137,7 +149,7 @@ def measure(way, data, small):
         made, start = 0, time.perf_counter()
         while (took := time.perf_counter() - start) < seconds:
             made += next(updates)
-        rates.append(made / took)
+        rates.append(MEMBERS.get(way, 1) * made / took)
     updates.close()
     return median(rates)
 

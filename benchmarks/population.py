@@ -2,6 +2,7 @@
 """Member-updates a second of many runs in one program, beside one run after another.
 
     python -m benchmarks.population [--members 2 4 8 16 32] [--dims 3941/394 11/3]
+    python -m benchmarks.population --updates-per-call 40  # on a GPU
 
 Members of `config.sweep` that differ in their seed, each with the default recipe, and a
 single run take turns, so that a machine whose speed drifts treats them alike; the feed
@@ -23,7 +24,7 @@ from benchmarks.updates import SHAPES, start, write_dataset
 
 HERE = Path(__file__).parent
 MEMBERS = (2, 4, 8, 16, 32)
-PER_CALL = 2  # updates: those of 32 members take a CPU half a minute
+PER_CALL = 2  # updates: of 32 members they take a CPU half a minute
 
 
 def main():
@@ -31,6 +32,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--members", type=int, nargs="+", default=MEMBERS)
     parser.add_argument("--dims", nargs="+", default=list(SHAPES), choices=SHAPES)
+    parser.add_argument("--updates-per-call", type=int, default=PER_CALL)
     args = parser.parse_args()
     path = HERE / "population.json"
     table = json.loads(path.read_text()) if path.is_file() else {}
@@ -39,7 +41,8 @@ def main():
         with tempfile.TemporaryDirectory() as folder:
             data = write_dataset(Path(folder) / "data", dims)
             for count in args.members:
-                one, many = measure(data, count, args.rounds)
+                how = args.rounds, args.updates_per_call
+                one, many = measure(data, count, *how)
                 found = {
                     "member-updates a second": many,
                     "one run after another": one,
@@ -54,12 +57,12 @@ def main():
                 path.write_text(json.dumps(table, indent=2) + "\n")
 
 
-def measure(data, count, rounds):
+def measure(data, count, rounds, updates_per_call):
     """Updates a second, of one run and of all members together: medians."""
     seeds = json.dumps({"seed": list(range(count))})
     ways = {1: {}, count: {"sweep": seeds}}
     for changes in ways.values():
-        changes["train.updates_per_call"] = PER_CALL
+        changes["train.updates_per_call"] = updates_per_call
     rates = {number: [] for number in ways}
     with ExitStack() as stack:
         processes = {
@@ -72,7 +75,8 @@ def measure(data, count, rounds):
             for number, process in processes.items():
                 rate, _ = next(process)
                 rates[number].append(number * rate)
-                time.sleep(2 + 2 * PER_CALL / rate)  # until its call in flight is over
+                # Until its call in flight is over.
+                time.sleep(2 + 2 * updates_per_call / rate)
     return (float(np.median(rates[number])) for number in ways)
 
 

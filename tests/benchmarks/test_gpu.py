@@ -23,5 +23,6 @@ def test_the_device_script_runs_and_finds_the_same_bits(tmp_path, monkeypatch):
     assert same["arrays"] > 50
     assert same["different"] == 0
     assert same["same records"]
+    assert found["dt-jax, 8 members, 291/29"] > 0
     times = found["notebook, empty cache"]
     assert 0 < times["first record"] < times["seconds"]
