@@ -32,7 +32,11 @@ from dt_jax.reporting.evaluation import (
 )
 from dt_jax.reporting.evaluation_tables import describe_evaluation
 from dt_jax.reporting.html_page import Picture
-from dt_jax.reporting.population import describe_population, write_population
+from dt_jax.reporting.population import (
+    POPULATION,
+    describe_population,
+    write_population,
+)
 from dt_jax.reporting.run_page import EVALUATIONS, PAGE, write_run_page
 from dt_jax.reporting.style import to_png
 from dt_jax.system.files import read_json, write_json
@@ -71,9 +75,13 @@ def _evaluate_sweep(config, workdir):
     """Of all members that came to the end; what population.json then holds."""
     names = list(members_of(config))
     runs = [workdir / MEMBERS / name for name in names]
+    if not (workdir / POPULATION).is_file():
+        raise FileNotFoundError(
+            f"{workdir / POPULATION}: not found: the sweep has not come to its end; "
+            "without --mode=evaluate it goes on, and a member that was stopped with it "
+            f"can be evaluated alone: --workdir={runs[0]}"
+        )
     ended = [run for run in runs if (run / "summary.json").is_file()]
-    if not ended:
-        raise FileNotFoundError(f"{workdir}: no member has come to the end yet")
     every = act_together(config, ended, workdir)
     for run, found in zip(ended, every, strict=True):
         track(

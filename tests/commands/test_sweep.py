@@ -306,6 +306,15 @@ def test_members_are_evaluated_together_on_the_same_seeds(swept, tmp_path):
         assert actors[-1] == pytest.approx(mean, rel=1e-5)
 
 
+def test_a_sweep_that_has_not_ended_is_not_evaluated(swept, tmp_path):
+    workdir = shutil.copytree(swept, tmp_path / "swept")
+    (workdir / "population.json").unlink()
+    with pytest.raises(
+        FileNotFoundError, match=f"end; .*={workdir}/members/{NAMES[0]}"
+    ):
+        evaluate(sweep_config("data", SEEDS), workdir)
+
+
 def test_its_page_is_made_again(swept, capsys):
     page = swept / "report" / "index.html"
     page.unlink()
