@@ -41,8 +41,7 @@ def main():
         with tempfile.TemporaryDirectory() as folder:
             data = write_dataset(Path(folder) / "data", dims)
             for count in args.members:
-                how = args.rounds, args.updates_per_call
-                one, many = measure(data, count, *how)
+                one, many = measure(data, count, args.rounds, args.updates_per_call)
                 found = {
                     "member-updates a second": many,
                     "one run after another": one,

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Seconds from the command to the first update, at the notebook's dims.
+"""Seconds from the command to the first record, without and with what it had compiled.
 
     python -m benchmarks.start [FOLDER] [--rounds 3]
 
 FOLDER holds a dataset that `benchmarks.full_size` wrote (run it before, so that the
 pages are cached). Starts `main.py` with an empty compilation cache, then with the one
-that this left, and waits for the first record. Prints both; writes start.json here.
+that this left, and waits for the first record: after ten updates on that dataset, and
+after 20 of configs/base.py as it is. Prints all; writes start.json here.
 """
 
 import argparse
@@ -25,22 +26,24 @@ def main():
     parser.add_argument("folder", nargs="?", default="runs/full_size", type=Path)
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
-    found = {"empty cache": [], "compiled before": []}
+    full_size = (f"--config.data.path={args.folder}", "--config.train.logging_steps=1")
+    recipes = {"full size": full_size, "configs/base.py": ()}
+    found = {recipe: {"empty cache": [], "compiled before": []} for recipe in recipes}
     for _ in range(args.rounds):
-        with tempfile.TemporaryDirectory() as cache:
-            for name, seconds in found.items():
-                seconds.append(first_update(args.folder, cache))
-                print(f"{name:16s}{seconds[-1]:8.2f} s", flush=True)
+        for recipe, flags in recipes.items():
+            with tempfile.TemporaryDirectory() as cache:
+                for name, seconds in found[recipe].items():
+                    seconds.append(first_record(flags, cache))
+                    print(f"{recipe}, {name}: {seconds[-1]:.2f} s", flush=True)
     (HERE / "start.json").write_text(json.dumps(found, indent=2) + "\n")
 
 
-def first_update(data, cache):
+def first_record(flags, cache):
     with tempfile.TemporaryDirectory() as workdir:
         command = [
             *(sys.executable, "main.py", "--config=configs/base.py"),
             f"--workdir={workdir}",
-            f"--config.data.path={data}",
-            "--config.train.logging_steps=1",
+            *flags,
         ]
         metrics = Path(workdir) / "metrics.jsonl"
         environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": cache}

@@ -70,9 +70,9 @@ HF_ONLY_FIELDS = (
     "scale_attn_by_inverse_layer_idx",
 )
 
-# It runs once: compiled without optimising, in half the time; in one process once for
-# all runs of equal models.
-draw_params = jax.jit(
+# It runs once, so it is compiled without optimising, which takes half the time; in one
+# process once for all runs of equal models.
+_draw_params = jax.jit(
     init_params,
     static_argnums=0,
     compiler_options={"xla_backend_optimization_level": 0},
@@ -259,12 +259,12 @@ class Setup:
         """Of `train.init_from`, or where that is empty of weights drawn by the seed."""
         seed = self.config.seed if seed is None else seed
         key = jax.random.key(np.uint32(seed))
-        return self._state_of(self.given or draw_params(self.model, key))
+        return self._state_of(self.given or _draw_params(self.model, key))
 
     def state_shapes(self) -> TrainState:
         """What `first_state` gives, as shapes and dtypes."""
         key = jax.eval_shape(jax.random.key, 0)
-        params = self.given or draw_params.eval_shape(self.model, key)
+        params = self.given or _draw_params.eval_shape(self.model, key)
         return self._state_of.eval_shape(params)
 
     def place(self, state: TrainState) -> TrainState:

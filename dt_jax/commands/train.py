@@ -268,8 +268,8 @@ def _held_outs(setup, feed):
 
 
 def _save_members(sweep, metrics, state, is_interrupted) -> None:
-    """At the end, and at a stop before it, each member gets its own checkpoint; not
-    those whose updates were not finite for too long.
+    """Each member that has not stopped gets its own checkpoint, at the end and where a
+    signal ends the run before it.
 
     While the other processes are there: orbax asks for them.
     """
